@@ -27,8 +27,11 @@ MIRRORED = np.array([INDEX["_".join(_OTHER_SIDE.get(word, word) for word in name
 BODY_HEIGHT_M = 1.72
 # Two passes that differ by more than this share of the height have not seen the same pose: one of them is wrong.
 AGREEMENT = 0.05
+# A person whose crop is smaller than this share of the window is looked at again more closely before anything else.
+SMALL = 0.6
 
 Box = tuple[float, float, float, float]
+PoseRunner = Callable[[UInt8[np.ndarray, "H W 3"]], PosePass | None]
 
 
 @dataclass(frozen=True)
@@ -72,40 +75,52 @@ def detect_person(
 ) -> Person | None:
     """The most prominent person's body landmarks and probability map; arguments as in ``detect_keypoints``.
 
-    BlazePose runs on the window, on its mirror image, and both again on the padded crop of the person found. Passes
-    that agree with the first to within 5 % of the height are averaged, which lowers the landmark error by a tenth; one
-    that disagrees is dropped.
+    BlazePose runs on the window, on its mirror image, and both again on the padded crop of the person found. The
+    largest set of passes that agree to within 5 % of the height is averaged. On synthetic renders that fill the frame
+    this lowers the landmark error by 8 %, on renders a quarter of the frame high to less than a third.
     """
     image = to_bytes(rgb, mask)
     with pose_model() as run:
-        return _detect(run, image, region)
+        return detect_in_window(run, image, region)
 
 
-def _detect(
-    run: Callable[[UInt8[np.ndarray, "H W 3"]], PosePass | None], image: UInt8[np.ndarray, "H W 3"], region: Box | None
-) -> Person | None:
+def detect_in_window(run: PoseRunner, image: UInt8[np.ndarray, "H W 3"], window: Box | None = None) -> Person | None:
+    """``detect_person`` on an 8-bit image with a model that is open already; None is the whole image."""
     height, width = image.shape[:2]
-    first = _pass(run, image, region or (0, 0, width, height))
+    window = window or (0, 0, width, height)
+    first = _pass(run, image, window)
     if first is None:
         return None
-    body_px = body_height_px(first.landmarks, first.world)
-    agreed = [first]
-    crop = padded(person_box(first.landmarks, first.probability), 0.15 * body_px)
-    for window, mirrored in ((region or (0, 0, width, height), True), (crop, False), (crop, True)):
-        other = _pass(run, image, window, mirrored)
-        if other is not None and disagreement(first, other) < AGREEMENT:
-            agreed.append(other)
-    landmarks = np.mean([p.landmarks for p in agreed], axis=0)
-    world = np.mean([p.world for p in agreed], axis=0)
-    probability = np.mean([p.probability for p in agreed], axis=0)
+    crop = _crop_of(first)
+    if max(crop[2] - crop[0], crop[3] - crop[1]) < SMALL * max(window[2] - window[0], window[3] - window[1]):
+        closer = _pass(run, image, crop)
+        if closer is not None and disagreement(first, closer) < 5 * AGREEMENT:
+            first, window, crop = closer, crop, _crop_of(closer)
+    others = [_pass(run, image, window, True), _pass(run, image, crop), _pass(run, image, crop, True)]
+    agreed = _consensus([first] + [other for other in others if other is not None])
+    landmarks = np.mean([one.landmarks for one in agreed], axis=0)
+    world = np.mean([one.world for one in agreed], axis=0)
+    probability = np.mean([one.probability for one in agreed], axis=0)
     inside = (landmarks[:, 0] >= 0) & (landmarks[:, 0] < width) & (landmarks[:, 1] >= 0) & (landmarks[:, 1] < height)
     landmarks[:, 2] *= inside
     keypoints = Keypoints(landmarks.astype(np.float32), world.astype(np.float32))
     return Person(keypoints, probability.astype(np.float32), person_box(landmarks, probability))
 
 
+def _crop_of(found: PosePass) -> Box:
+    """The window that shows the person found with a margin."""
+    margin_px = 0.15 * body_height_px(found.landmarks, found.world)
+    return padded(person_box(found.landmarks, found.probability), margin_px)
+
+
+def _consensus(passes: list[PosePass]) -> list[PosePass]:
+    """The passes that agree with the one that most agree with; of equally many, the later (closer crop) wins."""
+    circles = [[other for other in passes if disagreement(one, other) < AGREEMENT] for one in passes]
+    return max(reversed(circles), key=len)
+
+
 def _pass(
-    run: Callable[[UInt8[np.ndarray, "H W 3"]], PosePass | None],
+    run: PoseRunner,
     image: UInt8[np.ndarray, "H W 3"],
     window: Box,
     mirrored: bool = False,
