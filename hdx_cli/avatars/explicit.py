@@ -1,0 +1,217 @@
+"""Backbone ``explicit``: the photo's own pixels as Gaussians on a clothed body, and a deterministic far side.
+
+This is the coarse avatar A_c = GS(I_R, theta) of HumanDreamer-X (arXiv 2504.03536, Eq. 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ..bodies.base import PARTS, BodyFit, BodyModel, joint_transforms, skin
+from ..camera import Cameras
+from ..gaussians import Gaussians, concatenate, sh_from_rgb
+from ..losses import psnr
+from ..mesh import depth_buffer, vertex_normals
+from ..observation import Observation
+from ..progress import Progress, Silent
+from ..rasterize import morton_order, rasterize
+from . import clothing, surface, unseen
+from .base import Avatar, axes_of_factors, blend, inverse_transforms, posed, strongest
+from .optimize import fit_image
+
+SEEN_SHARE = 0.58  # of the Gaussians, for what the photo shows
+HEAD, HAND = PARTS.index("head"), PARTS.index("hand")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much work a coarse avatar gets.
+
+    Attributes:
+        gaussians: about how many Gaussians in all.
+        iterations: optimisation steps against the photo.
+        max_side_px: the photo's person is worked on at this many pixels at most.
+    """
+
+    gaussians: int = 100_000
+    iterations: int = 60
+    max_side_px: int = 1024
+
+
+def person_window(
+    camera: Cameras, rgb: Float[np.ndarray, "H W 3"], alpha: Float[np.ndarray, "H W"], max_side_px: int
+) -> tuple[Cameras, np.ndarray, np.ndarray]:
+    """The part of the photo that holds the person, at no more than ``max_side_px``: camera, colours and matte of that window."""
+    rows, columns = np.nonzero(alpha >= surface.MATTE_FLOOR)
+    margin = max(8, round(0.03 * (rows.max() - rows.min())))
+    x0, x1 = max(0, columns.min() - margin), min(alpha.shape[1], columns.max() + 1 + margin)
+    y0, y1 = max(0, rows.min() - margin), min(alpha.shape[0], rows.max() + 1 + margin)
+    scale = min(1.0, max_side_px / max(x1 - x0, y1 - y0))
+    width, height = round((x1 - x0) * scale), round((y1 - y0) * scale)
+    rgb, alpha = rgb[y0:y1, x0:x1], alpha[y0:y1, x0:x1]
+    if scale < 1.0:
+        # premultiplied, so that colours from outside the person do not leak in
+        weight = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_AREA)
+        rgb = cv2.resize(rgb * alpha[..., None] + 1e-4 * rgb, (width, height), interpolation=cv2.INTER_AREA)
+        rgb, alpha = rgb / (weight + 1e-4)[..., None], weight
+    window = camera.resampled(scale, float(x0), float(y0), width, height)
+    return window, np.ascontiguousarray(rgb, np.float32), np.ascontiguousarray(alpha, np.float32)
+
+
+def fit_coarse(
+    observation: Observation,
+    fit: BodyFit,
+    model: BodyModel,
+    settings: Settings = Settings(),
+    progress: Progress = Silent(),
+    seed: int = 0,
+) -> Avatar:
+    """The coarse avatar of one photo.
+
+    The body is clothed to meet the matte; every pixel of the matte becomes (part of) a Gaussian on it, at the photo's own
+    sharpness; the surface that the photo does not show is covered and coloured by a deterministic prior; then all are fitted
+    to the photo through the rasteriser and carried back to the rest pose.
+    """
+    rng = np.random.default_rng(seed)
+    rest = model.rest(fit.body.shape)
+    rest_normals = vertex_normals(rest.vertices, model.faces)
+    transforms = joint_transforms(fit.pose.rotations[0], rest.joints, model.parents, fit.pose.translations[0])
+    body_vertices, _ = skin(rest.vertices, model.weights, transforms)
+    camera, rgb, alpha = person_window(fit.camera, observation.foreground, observation.alpha, settings.max_side_px)
+
+    progress.start("clothing")
+    outward = clothing.displacement(body_vertices, model.faces, model.parts, rest_normals[:, 2], camera, alpha)
+    vertices = body_vertices + outward[:, None] * vertex_normals(body_vertices, model.faces)
+    buffer = depth_buffer(vertices, model.faces, camera)
+
+    progress.start("surface")
+    sheet = surface.lift(buffer, alpha)
+    limb = np.where(
+        ~np.isnan(sheet.depth), model.parts[model.faces[buffer.face[sheet.owner_y, sheet.owner_x], 0]], -1
+    )
+    detail = np.where(limb == HEAD, 2.5, np.where(limb == HAND, 1.5, 1.0)).astype(np.float32)
+    cells = surface.adaptive_cells(rgb, sheet.depth, alpha, detail, round(settings.gaussians * SEEN_SHARE))
+    seen = surface.seen_points(sheet, buffer, model.faces, camera, cells)
+    hidden, slanting = surface.unseen_points(
+        vertices, vertex_normals(vertices, model.faces), model.faces, buffer, alpha, camera,
+        max(1000, round(settings.gaussians * (1 - SEEN_SHARE))), rng,
+    )  # fmt: skip
+    behind, behind_of = surface.back_of_sheet(sheet, seen, camera)
+
+    progress.start("colours")
+    seen_rgb = _cell_colours(rgb, alpha, cells)
+    points = [seen, hidden, behind]
+    parts = [model.parts[p.vertices[np.arange(len(p)), p.barycentric.argmax(1)]] for p in points]
+    canonical = [np.einsum("pk,pka->pa", p.barycentric, rest.vertices[p.vertices]) for p in points]
+    hidden_rgb = _unseen_colours(
+        rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, rest_normals, rest.vertices[model.parts == HEAD]
+    )
+    if slanting.any():
+        hidden_rgb[slanting] = unseen.nearest_seen(hidden.means[slanting], seen.means, seen_rgb)
+    colours = np.concatenate([seen_rgb, hidden_rgb, seen_rgb[behind_of]])
+
+    quats, scales = axes_of_factors(np.concatenate([p.factors for p in points]))
+    means = np.concatenate([p.means for p in points]).astype(np.float32)
+    opacities = np.full(len(means), 0.95, np.float32)
+    opacities[: len(seen)] = np.clip(_cell_mean(alpha, cells), 0.3, 0.95)
+    gaussians = Gaussians(
+        torch.from_numpy(means),
+        torch.from_numpy(quats),
+        torch.from_numpy(scales),
+        torch.from_numpy(opacities),
+        sh_from_rgb(torch.from_numpy(colours.astype(np.float32))),
+    )
+    vertex_weights = np.concatenate([_weights(model, p) for p in points])
+    joint_indices, joint_weights = strongest(vertex_weights)
+    seen_share = np.zeros(len(means), np.float32)
+    seen_share[: len(seen)] = 1.0
+    all_parts = np.concatenate(parts).astype(np.uint8)
+
+    # neighbours in space next to one another in memory: the rasteriser then runs a quarter faster
+    order = morton_order(gaussians.means)
+    gaussians = gaussians.select(order)
+    order = order.numpy()
+    joint_indices, joint_weights = joint_indices[order], joint_weights[order]
+    seen_share, all_parts = seen_share[order], all_parts[order]
+
+    progress.start("fit to the photo", settings.iterations)
+    generator = torch.Generator().manual_seed(seed)
+    target_rgb, target_alpha = torch.from_numpy(rgb), torch.from_numpy(alpha)
+    gaussians = fit_image(
+        gaussians, camera, target_rgb, target_alpha, settings.iterations, generator,
+        seen=torch.from_numpy(seen_share), progress=progress,
+    )  # fmt: skip
+
+    to_photo = blend(joint_indices, joint_weights, transforms)
+    avatar = Avatar(
+        posed(gaussians, inverse_transforms(to_photo)), joint_indices, joint_weights, fit.body, rest, model.parents,
+        model.joint_names, fit.pose, seen_share, all_parts,
+    )  # fmt: skip
+    scores = {**fit.scores, **photo_scores(avatar.gaussians(), camera, target_rgb, target_alpha)}
+    scores["seen_gaussians"] = float(seen_share.mean())
+    return Avatar(**{**vars(avatar), "scores": scores})
+
+
+def photo_scores(
+    gaussians: Gaussians, camera: Cameras, rgb: Float[torch.Tensor, "H W 3"], alpha: Float[torch.Tensor, "H W"]
+) -> dict[str, float]:
+    """How well posed Gaussians reproduce the photo: PSNR in dB inside the matte and over the window, silhouette IoU."""
+    white = torch.ones(3)
+    with torch.no_grad():
+        rendered = rasterize(gaussians, camera, background=white)
+    target = rgb * alpha[..., None] + white * (1 - alpha[..., None])
+    inside, covered = alpha > 0.5, rendered.alpha[0] > 0.5
+    return {
+        "front_psnr_db": float(psnr(rendered.rgb[0], target, inside)),
+        "front_psnr_window_db": float(psnr(rendered.rgb[0], target)),
+        "silhouette_iou": float((inside & covered).sum() / (inside | covered).sum()),
+    }
+
+
+def _weights(model: BodyModel, points: surface.Points) -> np.ndarray:
+    return np.einsum("pk,pkj->pj", points.barycentric.astype(np.float32), model.weights[points.vertices])
+
+
+def _cell_mean(values: np.ndarray, cells: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    """Mean of an image [H W ...] over every square cell."""
+    row, column, size = cells
+    total = cv2.integral(np.ascontiguousarray(values, np.float64), sdepth=cv2.CV_64F)
+    end_row, end_column = row + size, column + size
+    area = (size * size).reshape(-1, *([1] * (values.ndim - 2)))
+    return (
+        total[end_row, end_column] - total[row, end_column] - total[end_row, column] + total[row, column]
+    ) / area
+
+
+def _cell_colours(rgb: np.ndarray, alpha: np.ndarray, cells: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    weight = np.maximum(alpha, 1e-3)
+    return _cell_mean(rgb * weight[..., None], cells) / _cell_mean(weight, cells)[:, None]
+
+
+def _unseen_colours(rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, rest_normals, head_vertices) -> np.ndarray:
+    seen_parts, hidden_parts, _ = parts
+    low, high = head_vertices[:, 1].min(), head_vertices[:, 1].max()
+    seen_normals = np.einsum("pk,pka->pa", seen.barycentric, rest_normals[seen.vertices])
+    on_head = seen_parts == HEAD
+    face = unseen.is_face(canonical[0], seen_normals, low, high) & on_head
+    lends = (alpha > 0.9) & unseen.shows_at_the_outline(rgb, alpha, limb)
+    pixels = seen.pixels[face].astype(int)
+    lends[pixels[:, 1], pixels[:, 0]] = False
+    colours = unseen.see_through(rgb, limb, lends, hidden.pixels, hidden_parts)
+    level = (canonical[1][:, 1] - low) / (high - low)
+    jaw = (level < 0.45) & (canonical[1][:, 2] > head_vertices[:, 2].mean() - 0.03)
+    back_of_head = (hidden_parts == HEAD) & ~jaw
+    solid = on_head & (alpha[seen.pixels[:, 1].astype(int), seen.pixels[:, 0].astype(int)] > 0.9)
+    if back_of_head.any() and solid.sum() > 20:
+        colours[back_of_head] = unseen.hair(
+            canonical[1][back_of_head], canonical[0][solid], seen_rgb[solid], face[solid],
+            head_vertices.mean(0), low + 0.85 * (high - low),
+        )  # fmt: skip
+        jaw &= hidden_parts == HEAD
+        colours[jaw] = unseen.nearest_seen(hidden.means[jaw], seen.means[solid], seen_rgb[solid])
+    return colours

@@ -1,0 +1,181 @@
+"""Colours for what the photo does not show, without any learning.
+
+Clothes look much the same from behind: an unseen point takes the colour of the pixel it lies behind, or of the nearest pixel
+of the same limb where another limb is in the way. Heads do not: the back of a head takes colours from the hair that shows
+round the face, never from the face.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
+
+from ..bodies.base import PARTS
+
+# limbs that usually wear the same garment lend one another colours where they lie right behind one another
+LENDERS = {
+    "head": ("head",),
+    "neck": ("neck", "head"),
+    "torso": ("torso", "upper_leg"),
+    "upper_arm": ("upper_arm", "lower_arm"),
+    "lower_arm": ("lower_arm", "upper_arm", "hand"),
+    "hand": ("hand", "lower_arm"),
+    "upper_leg": ("upper_leg", "torso", "lower_leg"),
+    "lower_leg": ("lower_leg", "upper_leg", "foot"),
+    "foot": ("foot", "lower_leg"),
+}
+# whom a limb that the photo does not show at all asks, in this order
+RELATIVES = {
+    "head": ("neck",),
+    "neck": ("head",),
+    "torso": ("upper_arm", "upper_leg"),
+    "upper_arm": ("torso", "lower_arm"),
+    "lower_arm": ("upper_arm", "torso"),
+    "hand": ("head", "neck", "lower_arm"),
+    "upper_leg": ("torso",),
+    "lower_leg": ("upper_leg", "torso"),
+    "foot": ("lower_leg", "upper_leg"),
+}
+EDGE_PX = 2  # colours this close to the matte's edge or to another limb still carry its neighbour's colour
+HAIR_NEIGHBOURS = 8
+RING = 0.18  # how far the flanks reach inwards, in trunk widths
+SAME_LAB = 9.0  # colours closer than this in CIE Lab are of the same cloth
+DISTINCT_LAB = 14.0  # hair and skin closer than this in CIE Lab cannot be told apart by colour
+
+
+def see_through(
+    image: Float[np.ndarray, "H W 3"],
+    limb: Int[np.ndarray, "H W"],
+    source: np.ndarray,
+    pixels: Float[np.ndarray, "P 2"],
+    parts: Int[np.ndarray, "P"],
+) -> Float[np.ndarray, "P 3"]:
+    """Colours [P 3] of the pixels that points lie behind, or of the nearest pixel of the same limb.
+
+    Args:
+        image: sRGB colours [H W 3].
+        limb: body part each pixel shows [H W], -1 off the body.
+        source: pixels that may lend colours [H W] bool.
+        pixels: where the points project to [P 2] px; may lie outside the image.
+        parts: body part of the points [P].
+    """
+    colours = np.full((len(pixels), 3), 0.5)
+    height, width = limb.shape
+    column = np.clip(pixels[:, 0].astype(int), 0, width - 1)
+    row = np.clip(pixels[:, 1].astype(int), 0, height - 1)
+    kernel = np.ones((2 * EDGE_PX + 1, 2 * EDGE_PX + 1), np.uint8)
+    person = cv2.erode((limb >= 0).astype(np.uint8), kernel) > 0
+    for part, name in enumerate(PARTS):
+        mine = parts == part
+        if not mine.any():
+            continue
+        right_behind = np.isin(limb, [PARTS.index(lender) for lender in LENDERS[name]]) & person & source
+        direct = mine & right_behind[row, column]
+        colours[direct] = image[row[direct], column[direct]]
+        elsewhere = mine & ~direct
+        for lender in (name, *RELATIVES[name], None):
+            lent = (limb >= 0 if lender is None else limb == PARTS.index(lender)) & source
+            clean = cv2.erode(lent.astype(np.uint8), kernel) > 0
+            lent = clean if clean.sum() > 30 else lent
+            if lent.sum() > 30 or (lender is None and lent.any()):
+                _, labels = cv2.distanceTransformWithLabels(
+                    (~lent).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+                )
+                lookup = np.zeros((labels.max() + 1, 3))
+                lookup[labels[lent]] = image[lent]
+                colours[elsewhere] = lookup[labels[row[elsewhere], column[elsewhere]]]
+                break
+    return colours
+
+
+def nearest_seen(
+    points: Float[np.ndarray, "Q 3"], seen: Float[np.ndarray, "P 3"], colours: Float[np.ndarray, "P 3"]
+) -> Float[np.ndarray, "Q 3"]:
+    """Colours [Q 3] of the three nearest seen points, averaged; all in one space, metres."""
+    _, index = cKDTree(seen).query(points, k=min(3, len(seen)))
+    return colours[index.reshape(len(points), -1)].mean(axis=1)
+
+
+def shows_at_the_outline(
+    image: Float[np.ndarray, "H W 3"], alpha: Float[np.ndarray, "H W"], limb: Int[np.ndarray, "H W"]
+) -> np.ndarray:
+    """Pixels of torso and neck whose colour also shows on the flanks at about that height, [H W] bool; true elsewhere.
+
+    What is on a person's chest but not on the flanks (a tie, a necklace, a print, the skin in a neckline) is not on the back.
+    """
+    trunk = np.isin(limb, [PARTS.index("torso"), PARTS.index("neck")]) & (alpha > 0.9)
+    shows = np.ones(limb.shape, bool)
+    rows = np.nonzero(trunk.any(1))[0]
+    if len(rows) == 0:
+        return shows
+    first_column = np.where(trunk.any(1), trunk.argmax(1), 0)
+    last_column = np.where(trunk.any(1), trunk.shape[1] - 1 - trunk[:, ::-1].argmax(1), -1)
+    column = np.arange(trunk.shape[1])
+    from_side = np.minimum(column - first_column[:, None], last_column[:, None] - column)
+    width = last_column - first_column + 1
+    ring = trunk & (from_side >= EDGE_PX) & (from_side < np.maximum(6.0, RING * width)[:, None])
+    lab = cv2.cvtColor(np.clip(image, 0, 1).astype(np.float32), cv2.COLOR_RGB2LAB)
+    reach = max(4, round(0.12 * np.percentile(width[rows], 75)))
+    for first in range(rows.min(), rows.max() + 1, reach):
+        band = slice(first, first + reach)
+        wide = slice(max(0, first - reach), first + 2 * reach)
+        lenders = lab[wide][ring[wide]]
+        if len(lenders) < 30:
+            continue
+        tree = cKDTree(lenders[:: max(1, len(lenders) // 2000)])
+        # a colour belongs to the ring where several of its pixels have it, one stray pixel is not enough
+        distance, _ = tree.query(lab[band][trunk[band]], k=8)
+        shows[band][trunk[band]] = distance[:, -1] < SAME_LAB
+    return shows
+
+
+def is_face(
+    canonical: Float[np.ndarray, "P 3"], normals: Float[np.ndarray, "P 3"], head_low_m: float, head_high_m: float
+) -> np.ndarray:
+    """Points of the rest head that show the face [P] bool: turned to the front and below the hairline.
+
+    Args:
+        canonical, normals: points and normals of the rest body [P 3], metres.
+        head_low_m, head_high_m: heights of chin and crown of the rest head.
+    """
+    level = (canonical[:, 1] - head_low_m) / (head_high_m - head_low_m)
+    return (normals[:, 2] > 0.15) & (level < 0.78)
+
+
+def hair(
+    points: Float[np.ndarray, "Q 3"],
+    lenders: Float[np.ndarray, "P 3"],
+    colours: Float[np.ndarray, "P 3"],
+    face: np.ndarray,
+    centre_m: Float[np.ndarray, "3"],
+    crown_m: float,
+) -> Float[np.ndarray, "Q 3"]:
+    """Colours [Q 3] for unseen points of the head.
+
+    Lenders are the seen points of the head that are not face. Where the crown's colour differs from the face's, lenders that
+    look like the face (ears, a bald temple) are left out too. Points look for lenders as if mirrored to the front.
+
+    Args:
+        points: unseen points in the rest pose [Q 3]; lenders, colours: seen points of the head [P 3].
+        face: which of the lenders are face [P] bool.
+        centre_m: centre of the rest head; crown_m: height above which everything is crown.
+    """
+    usable = ~face
+    crown = lenders[:, 1] > crown_m
+    if crown.sum() > 20 and face.sum() > 20:
+        lab = cv2.cvtColor(np.clip(colours, 0, 1).astype(np.float32)[None], cv2.COLOR_RGB2LAB)[0]
+        crown_lab, face_lab = np.median(lab[crown], axis=0), np.median(lab[face], axis=0)
+        if np.linalg.norm(crown_lab - face_lab) > DISTINCT_LAB:
+            like_crown = np.linalg.norm(lab - crown_lab, axis=1) < 0.7 * np.linalg.norm(lab - face_lab, axis=1)
+            usable = usable & like_crown
+    if usable.sum() < 20:
+        usable = crown if crown.sum() >= 20 else np.ones(len(lenders), bool)
+    mirrored = points.copy()
+    mirrored[:, 2] = centre_m[2] + np.abs(mirrored[:, 2] - centre_m[2])
+    neighbours = min(HAIR_NEIGHBOURS, int(usable.sum()))
+    distance, index = cKDTree(lenders[usable]).query(mirrored, k=neighbours)
+    distance, index = distance.reshape(len(points), neighbours), index.reshape(len(points), neighbours)
+    weight = 1.0 / (distance + 0.005)
+    return np.einsum("qk,qka->qa", weight / weight.sum(1, keepdims=True), colours[usable][index])
