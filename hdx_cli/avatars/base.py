@@ -54,6 +54,8 @@ class Avatar:
 
 def strongest(weights: Float[np.ndarray, "P J"]) -> tuple[Int[np.ndarray, "P 8"], Float[np.ndarray, "P 8"]]:
     """The 8 largest skinning weights of every row, renormalised, and their joints; joint 0 where a weight is zero."""
+    if weights.shape[1] < INFLUENCES:
+        weights = np.pad(weights, ((0, 0), (0, INFLUENCES - weights.shape[1])))
     order = np.argpartition(-weights, INFLUENCES - 1, axis=1)[:, :INFLUENCES]
     kept = np.take_along_axis(weights, order, axis=1)
     rank = np.argsort(-kept, axis=1, kind="stable")

@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+import torch
+from toy import ToyBody, toy_fit, toy_photo
+
+from hdx_cli.avatars import surface, unseen
+from hdx_cli.avatars.clothing import displacement
+from hdx_cli.avatars.explicit import Settings, fit_coarse, person_window
+from hdx_cli.bodies.base import PARTS, posed_vertices
+from hdx_cli.camera import orbit_of
+from hdx_cli.mesh import depth_buffer, vertex_normals
+from hdx_cli.rasterize import rasterize
+
+SMALL = Settings(gaussians=6000, iterations=8)
+
+
+@pytest.fixture(scope="module")
+def model() -> ToyBody:
+    return ToyBody()
+
+
+def clothe(model, fit, observation) -> np.ndarray:
+    vertices = posed_vertices(model, fit.body, fit.pose)
+    facing = vertex_normals(model.rest(fit.body.shape).vertices, model.faces)[:, 2]
+    return displacement(vertices, model.faces, model.parts, facing, fit.camera, observation.alpha)
+
+
+def test_clothes_are_as_thick_all_round_as_the_outline_says(model):
+    fit = toy_fit(480)
+    outward = clothe(model, fit, toy_photo(model, fit, wider_m=0.05))
+    rest = model.rest(fit.body.shape).vertices
+    waist = (model.parts == PARTS.index("torso")) & (np.abs(rest[:, 1] - 0.65) < 0.25)
+    # the outline fixes the flanks; front and back follow through the bending energy, half a working pixel is 2 mm
+    assert np.abs(np.median(outward[waist & (np.abs(rest[:, 0]) > 0.15)]) - 0.05) < 0.006
+    assert 0.03 < np.median(outward[waist & (np.abs(rest[:, 2]) > 0.15)]) < 0.08
+
+
+def test_a_body_that_fits_its_matte_wears_nothing(model):
+    fit = toy_fit(480)
+    outward = clothe(model, fit, toy_photo(model, fit))
+    assert np.abs(np.median(outward)) < 0.004
+
+
+def test_cells_tile_the_matte_once_and_keep_to_the_budget():
+    rng = np.random.default_rng(0)
+    image = np.zeros((64, 48, 3), np.float32)
+    image[20:40] = rng.random((20, 48, 3))
+    alpha = np.zeros((64, 48), np.float32)
+    alpha[3:60, 5:41] = 1.0
+    depth = np.where(alpha > 0, 3.0, np.nan)
+    row, column, size = surface.adaptive_cells(image, depth, alpha, np.ones_like(alpha), budget=1000)
+    count = np.zeros(alpha.shape, int)
+    for r, c, s in zip(row, column, size, strict=True):
+        count[r : r + s, c : c + s] += 1
+    np.testing.assert_array_equal(count, alpha >= surface.MATTE_FLOOR)
+    assert len(row) <= 1100 and set(size) >= {1, 4}
+    assert (size[(row >= 20) & (row + size <= 40)] == 1).mean() > 0.5
+
+
+def test_loose_pixels_continue_the_surface_harmonically():
+    """Between two known columns of depth 2 and 4 the continuation is linear (Laplace's equation in one dimension)."""
+    alpha = np.ones((5, 11), np.float32)
+    depth = np.full(alpha.shape, np.inf)
+    depth[:, 0], depth[:, -1] = 2.0, 4.0
+    buffer = surface.DepthBuffer(depth, np.where(np.isfinite(depth), 0, -1), np.zeros((5, 11, 2)))
+    sheet = surface.lift(buffer, alpha)
+    np.testing.assert_allclose(sheet.depth, np.broadcast_to(np.linspace(2, 4, 11), (5, 11)), atol=0.01)  # anchored by 1e-4
+    assert (sheet.owner_x[:, 3] == 0).all() and (sheet.owner_x[:, 8] == 10).all()
+
+
+def test_tangents_of_a_tilted_plane_are_exact_and_jumps_do_not_stretch(model):
+    camera = toy_fit(120).camera
+    depth = np.full((camera.height, camera.width), 3.0)
+    depth[:, 30:] = 4.0
+    right, down = surface.pixel_tangents(depth, camera)
+    pixel_m = 3.0 / camera.Ks[0, 0, 0].item()
+    np.testing.assert_allclose(np.linalg.norm(right[:, 29], axis=-1), pixel_m, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(down[:, 10], axis=-1), pixel_m, rtol=1e-6)
+
+
+def test_the_far_side_of_a_head_is_hair_and_not_a_face():
+    rng = np.random.default_rng(0)
+    lenders = rng.normal(size=(4000, 3))
+    lenders = 0.1 * lenders / np.linalg.norm(lenders, axis=1, keepdims=True)
+    lenders = lenders[lenders[:, 2] > 0]
+    face = lenders[:, 1] < 0.05
+    skin, dark = np.array([0.9, 0.7, 0.6]), np.array([0.2, 0.1, 0.05])
+    colours = np.where(face[:, None], skin, dark)
+    points = np.array([[0.0, 0.0, -0.1], [0.05, -0.03, -0.08], [0.0, 0.09, -0.04]])
+    painted = unseen.hair(points, lenders, colours, face, np.zeros(3), 0.06)
+    np.testing.assert_allclose(painted, np.tile(dark, (3, 1)), atol=1e-9)
+
+
+def test_see_through_copies_what_lies_in_front_and_never_another_limb():
+    limb = np.full((40, 40), PARTS.index("torso"))
+    limb[:, 15:25] = PARTS.index("lower_arm")
+    image = np.where((limb == PARTS.index("torso"))[..., None], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
+    pixels = np.array([[5.5, 5.5], [20.5, 20.5], [20.5, 20.5], [-30.0, 20.0]])
+    parts = np.array([PARTS.index(name) for name in ("torso", "torso", "lower_arm", "torso")])
+    colours = unseen.see_through(image, limb, np.ones_like(limb, bool), pixels, parts)
+    np.testing.assert_array_equal(colours, [[0, 0, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1]])
+
+
+def test_a_tie_is_not_repeated_on_the_back():
+    image = np.tile(np.array([0.1, 0.3, 0.2], np.float32), (60, 40, 1))
+    image[10:50, 18:22] = [0.8, 0.1, 0.1]
+    limb = np.full((60, 40), PARTS.index("torso"))
+    shows = unseen.shows_at_the_outline(image, np.ones((60, 40), np.float32), limb)
+    assert not shows[12:48, 18:22].any() and shows[:, :15].all()
+
+
+def test_coarse_avatar_reproduces_the_photo_and_closes_the_back(model):
+    fit = toy_fit()
+    observation = toy_photo(model, fit, wider_m=0.03)
+    avatar = fit_coarse(observation, fit, model, SMALL)
+    # hard stripes on a coarse grid of 8 iterations; a real photo at full settings reaches more than 30 dB
+    assert avatar.scores["front_psnr_db"] > 22.0
+    assert avatar.scores["silhouette_iou"] > 0.97
+    assert avatar.scores["lean_deg"] == 0.0
+    rendered = rasterize(avatar.gaussians(), orbit_of(fit.camera, 4))
+    inner = depth_buffer(posed_vertices(model, fit.body, fit.pose), model.faces, fit.camera).covered
+    back = torch.from_numpy(inner[:, ::-1].copy())
+    assert (rendered.alpha[2][back] > 0.9).float().mean() > 0.98, "holes in the back"
+    blue = rendered.rgb[2][round(0.6 * fit.camera.height), fit.camera.width // 2]
+    assert blue[2] > blue[0], "the back of the trunk wears the front's cloth"
+
+
+def test_same_seed_same_avatar_and_posing_with_the_photo_pose_is_the_default(model):
+    fit = toy_fit()
+    observation = toy_photo(model, fit)
+    first, second = (fit_coarse(observation, fit, model, SMALL, seed=3) for _ in range(2))
+    for name in ("means", "quats", "scales", "opacities", "sh"):
+        assert torch.equal(getattr(first.canonical, name), getattr(second.canonical, name)), name
+    torch.testing.assert_close(first.gaussians().means, first.gaussians(fit.pose).means)
+
+
+def test_window_is_a_view_of_the_photo():
+    fit = toy_fit(480)
+    rgb = np.random.default_rng(0).random((480, 288, 3)).astype(np.float32)
+    alpha = np.zeros((480, 288), np.float32)
+    alpha[100:400, 80:200] = 1.0
+    camera, window_rgb, window_alpha = person_window(fit.camera, rgb, alpha, 1000)
+    x0 = round(fit.camera.Ks[0, 0, 2].item() - camera.Ks[0, 0, 2].item())
+    y0 = round(fit.camera.Ks[0, 1, 2].item() - camera.Ks[0, 1, 2].item())
+    np.testing.assert_array_equal(window_rgb, rgb[y0 : y0 + camera.height, x0 : x0 + camera.width])
+    assert window_alpha.sum() == alpha.sum()
+    half, _, half_alpha = person_window(fit.camera, rgb, alpha, 159)
+    assert max(half.width, half.height) == 159 and half_alpha.shape == (half.height, half.width)
