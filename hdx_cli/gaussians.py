@@ -40,6 +40,10 @@ class Gaussians:
         """The Gaussians picked by a boolean mask [N] or an index tensor."""
         return Gaussians(self.means[index], self.quats[index], self.scales[index], self.opacities[index], self.sh[index])
 
+    def to(self, device: str | torch.device) -> Gaussians:
+        """The same values on another device."""
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+
     def detach(self) -> Gaussians:
         """The same values without their gradient history."""
         return replace(self, **{k: v.detach() for k, v in vars(self).items()})

@@ -1,0 +1,300 @@
+"""The command line: one short function per command, which parses, calls stages and prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..errors import InputRejected, NothingToDo, UsageError
+from . import options as opt
+from .console import Console, session
+
+app = typer.Typer(
+    help="One photo of a person in, an animatable 3D Gaussian avatar out.",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "sample.jpg"
+COLOURS = {"white": "#ffffff", "black": "#000000", "transparent": "transparent"}
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", metavar="PATH", show_default=False)]
+
+
+def main() -> None:
+    """Entry point of the ``hdx`` command."""
+    app(prog_name="hdx")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hdx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def hdx(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def create(
+    photo: Annotated[
+        Path | None, typer.Argument(help="A photo of one person, or the word `sample`.", metavar="PHOTO", show_default=False)
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Use the sample photo that comes with hdx.")] = False,
+    output: Output = None,
+    person: opt.Person = None,
+    mask: opt.Mask = None,
+    matting: opt.Matting = None,
+    gender: opt.Gender = None,
+    height_m: opt.HeightM = None,
+    build: opt.Build = None,
+    age: opt.Age = None,
+    focal_px: opt.FocalPx = None,
+    focal_mm35: opt.FocalMm = None,
+    gaussians: opt.Count = None,
+    iterations: opt.Iterations = None,
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
+    force: opt.Force = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Make an avatar, a turntable film and a preview from one photo.
+
+    Everything goes into one folder, <photo>-avatar unless -o says otherwise. Run the same command again to continue
+    where an earlier run stopped.
+    """
+    from .. import stages
+    from ..devices import choose
+    from ..run_folder import RunFolder
+
+    with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        photo = _photo_of(photo, sample)
+        device = choose(device)
+        folder = output or Path(f"{photo.stem}-avatar")
+        asked = dict(
+            person=person, matting=matting, accept_anything=force, gender=gender, height_m=height_m, build=build, age=age,
+            focal_px=focal_px, focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations, seed=seed,
+        )  # fmt: skip
+        with RunFolder.create(folder, photo, seed=seed, force=force) as run:
+            asked["mask"] = run.adopt(mask, "mask") if mask else None
+            chosen = stages.Options(**asked)
+            _coarse(run, chosen, console, photo)
+            _note(console, "splat file", stages.export_ply(run))
+            _note(console, "turntable", stages.render(run, progress=console, device=device))
+            _note(console, "preview", stages.preview(run, device))
+            _print_run(run, console)
+
+
+@app.command("fit-coarse")
+def fit_coarse(
+    run: opt.Run,
+    person: opt.Person = None,
+    mask: opt.Mask = None,
+    matting: opt.Matting = None,
+    gender: opt.Gender = None,
+    height_m: opt.HeightM = None,
+    build: opt.Build = None,
+    age: opt.Age = None,
+    focal_px: opt.FocalPx = None,
+    focal_mm35: opt.FocalMm = None,
+    gaussians: opt.Count = None,
+    iterations: opt.Iterations = None,
+    device: opt.Device = "auto",
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", min=0)] = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Fit the avatar of a run folder again, with other options; what is not given stays as it was."""
+    from .. import stages
+    from ..devices import choose
+    from ..run_folder import RunFolder
+
+    with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        device = choose(device)
+        with RunFolder.open(run, force=force) as folder:
+            chosen = stages.Options.remembered(
+                folder, person=person, mask=folder.adopt(mask, "mask") if mask else None, matting=matting,
+                accept_anything=force or None, gender=gender, height_m=height_m, build=build, age=age, focal_px=focal_px,
+                focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations, seed=seed,
+            )  # fmt: skip
+            _coarse(folder, chosen, console)
+            _print_run(folder, console)
+
+
+@app.command()
+def render(
+    run: opt.Run,
+    output: Output = None,
+    format: Annotated[str | None, typer.Option("--format", help="mp4, webm, gif or png (a folder of frames).")] = None,
+    seconds: opt.Seconds = 5.0,
+    fps: opt.Fps = 24.0,
+    size: opt.Size = "480x720",
+    background: opt.Background = "white",
+    elevation_deg: opt.Elevation = 0.0,
+    device: opt.Device = "auto",
+    force: opt.Force = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Film one turn round the avatar of a run folder."""
+    from .. import stages
+    from ..devices import choose
+    from ..run_folder import RunFolder
+
+    with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        device = choose(device)
+        width, height = (int(side) for side in size.split("x"))
+        film = stages.Film(seconds, fps, (width, height), _colour(background), elevation_deg, _format(format, output))
+        with RunFolder.open(run, force=force) as folder:
+            made = stages.render(folder, film, output, console, device)
+        _note(console, "turntable", made)
+        console.result({"turntable": str(made.path), "seconds": made.seconds}, [str(made.path)], str(made.path))
+
+
+@app.command()
+def export(
+    run: opt.Run,
+    output: Output = None,
+    up: Annotated[
+        str, typer.Option("--up", help="The axis that points up: y, z or -y.", callback=opt.one_of("y", "z", "-y"))
+    ] = "y",
+    sh_pad: Annotated[
+        int | None, typer.Option("--sh-pad", help="Pad harmonics up to this degree; Unity wants 3.", min=0, max=3)
+    ] = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Write the avatar of a run folder, in the pose of the photo, as a Gaussian splatting .ply."""
+    from .. import stages
+    from ..run_folder import RunFolder
+
+    with session(Console(json=json, quiet=quiet, verbose=verbose)) as console:
+        if output is not None and output.suffix.lower() != ".ply":
+            raise UsageError(f"-o {output}: hdx writes .ply files", hint=f"hdx export {run} -o {output.with_suffix('.ply')}")
+        with RunFolder.open(run, force=force) as folder:
+            made = stages.export_ply(folder, output, up=up, sh_degree=sh_pad)
+        console.result({"ply": str(made.path), "seconds": made.seconds}, [str(made.path)], str(made.path))
+
+
+@app.command()
+def check(
+    photo: Annotated[Path, typer.Argument(help="The photo to look at.", metavar="PHOTO", show_default=False)],
+    output: Output = None,
+    person: opt.Person = None,
+    mask: opt.Mask = None,
+    matting: opt.Matting = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Say whether a photo is suitable, and why not; with -o, draw what was found."""
+    with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        from .. import stages
+
+        photo = _photo_of(photo, False)
+        facts, lines = stages.check(photo, output, person=person, mask=mask, matting=matting, progress=console)
+        console.result(facts, lines, "suitable")
+
+
+@app.command()
+def doctor(json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False) -> None:
+    """Check this machine and installation, and say how to mend what is wrong."""
+    with session(Console(json=json, quiet=quiet, verbose=verbose)) as console:
+        from ..doctor import examine
+
+        checks = examine()
+        failed = [check for check in checks if check.state == "failed"]
+        facts = {"ok": not failed, "checks": [vars(check) for check in checks]}
+        lines = [line for check in checks for line in check.lines()]
+        console.result(facts, lines, "failed" if failed else "ok")
+        if failed:
+            raise SystemExit(6)
+
+
+def _photo_of(photo: Path | None, sample: bool) -> Path:
+    if sample and photo is not None:
+        raise UsageError("give a photo or --sample, not both")
+    if sample or (photo is not None and str(photo) == "sample" and not photo.exists()):
+        return SAMPLE
+    if photo is None:
+        raise NothingToDo("no photo given", hint="hdx create --sample", code="E_NO_PHOTO")
+    return photo
+
+
+def _colour(name: str) -> str:
+    colour = COLOURS.get(name.lower(), name.lower())
+    if colour != "transparent" and not re.fullmatch("#[0-9a-f]{6}", colour):
+        raise UsageError(f"--background {name}: choose white, black, transparent or #rrggbb")
+    return colour
+
+
+def _format(format: str | None, output: Path | None) -> str:
+    """The film format: as asked, else by the suffix of the output, else mp4."""
+    from ..export.video import FORMATS
+
+    suffix = output.suffix.lower().lstrip(".") if output else ""
+    chosen = format or (suffix or "png" if output else "mp4")
+    if chosen not in FORMATS:
+        raise UsageError(f"--format {chosen}: choose one of {', '.join(FORMATS)}")
+    if chosen != (suffix or "png") and output:
+        raise UsageError(f"-o {output}: does not fit --format {chosen}")
+    return chosen
+
+
+def _coarse(run: Any, chosen: Any, console: Console, source: Path | None = None) -> None:
+    from .. import stages
+
+    run.remember({name: value for name, value in vars(chosen).items() if value is not None}, chosen.seed)
+    _note(console, "photo", stages.observe(run, chosen, console, source))
+    _note(console, "body", stages.fit_body(run, chosen, console))
+    _note(console, "avatar", stages.fit_coarse(run, chosen, console))
+
+
+def _note(console: Console, what: str, made: Any) -> None:
+    console.note(f"{what}: {'done before' if made.reused else f'{made.seconds:.1f} s'}")
+
+
+def _print_run(run: Any, console: Console) -> None:
+    from .. import stages
+
+    results = {"avatar": stages.AVATAR, "ply": stages.PLY, "turntable": "exports/turntable.mp4", "preview": stages.PREVIEW}
+    paths = {name: str(run.path / path) for name, path in results.items() if (run.path / path).exists()}
+    record = run.record("coarse")
+    facts = {
+        "run": str(run.path),
+        **paths,
+        "seed": run.seed,
+        "scores": record.get("scores", {}),
+        "confidence": record.get("confidence", {}),
+        "seconds": {name: made["seconds"] for name, made in run.state["products"].items()},
+        "hdx": __version__,
+    }
+    console.note("; ".join(f"{name} {value}" for name, value in stages.shown_scores(run)))
+    console.result(facts, [f"{name:<10}{path}" for name, path in paths.items()], paths["avatar"])
+
+
+if __name__ == "__main__":
+    main()

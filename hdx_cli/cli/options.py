@@ -1,0 +1,61 @@
+"""The options of the commands, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEVICES, GENDERS, BUILDS, AGES = ("auto", "cpu", "cuda"), ("auto", "female", "male"), ("auto", "slim", "average", "heavy"), ("auto", "child", "adult", "old")  # fmt: skip
+
+
+def one_of(*allowed: str):
+    """A check that an option is one of ``allowed``; typer's own needs an Enum class per option."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in allowed:
+            raise typer.BadParameter(f"choose one of {', '.join(allowed)}")
+        return value
+
+    return check
+
+
+def size(value: str) -> str:
+    """Check a WxH size: even, as films store colour at half resolution, and of a sensible range."""
+    try:
+        width, height = (int(side) for side in value.lower().split("x"))
+    except ValueError:
+        raise typer.BadParameter("write it as WIDTHxHEIGHT, for example 480x720") from None
+    if width % 2 or height % 2 or not (16 <= width <= 8192 and 16 <= height <= 8192):
+        raise typer.BadParameter("width and height must be even and between 16 and 8192")
+    return f"{width}x{height}"
+
+
+Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.", callback=one_of(*DEVICES))]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the result.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and library warnings.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="Draw no progress bars.")]
+Force = Annotated[bool, typer.Option("--force", help="Do everything again, and overrule the photo check.")]
+
+Run = Annotated[Path, typer.Argument(help="A folder that `hdx create` made.", metavar="RUN", show_default=False)]
+
+Person = Annotated[int | None, typer.Option("--person", help="Which person, counted from the left.", min=1)]
+Mask = Annotated[Path | None, typer.Option("--mask", help="Your own mask of the person, as an image.", metavar="FILE")]
+Matting = Annotated[str | None, typer.Option("--matting", help="How the person is cut out.", metavar="NAME")]
+Gender = Annotated[str | None, typer.Option("--gender", help="Body: auto, female or male.", callback=one_of(*GENDERS))]
+HeightM = Annotated[float | None, typer.Option("--height-m", help="Body height in metres.", min=0.5, max=2.5)]
+Build = Annotated[str | None, typer.Option("--build", help="Body: auto, slim, average or heavy.", callback=one_of(*BUILDS))]
+Age = Annotated[str | None, typer.Option("--age", help="Body: auto, child, adult or old.", callback=one_of(*AGES))]
+FocalPx = Annotated[float | None, typer.Option("--focal-px", help="Focal length in pixels of the photo.", min=1.0)]
+FocalMm = Annotated[float | None, typer.Option("--focal-mm35", help="Focal length in mm, 35 mm equivalent.", min=5.0)]
+Count = Annotated[int | None, typer.Option("--gaussians", help="About how many Gaussians.", min=1000, max=2_000_000)]
+Iterations = Annotated[int | None, typer.Option("--iterations", help="Optimisation steps.", min=0, max=10_000)]
+
+Seconds = Annotated[float, typer.Option("--seconds", help="Length of one turn.", min=0.1, max=120.0)]
+Fps = Annotated[float, typer.Option("--fps", help="Frames per second.", min=1.0, max=60.0)]
+Size = Annotated[str, typer.Option("--size", help="Picture size in pixels, even.", metavar="WxH", callback=size)]
+Background = Annotated[str, typer.Option("--background", help="white, black, #rrggbb or transparent.", metavar="COLOUR")]
+Elevation = Annotated[float, typer.Option("--elevation-deg", help="Height of the camera.", min=-80.0, max=80.0)]
