@@ -4,29 +4,122 @@ from __future__ import annotations
 
 import numpy as np
 
-from .simd import WIDTH, f4, fma, get, hsum, kernel, load, put, splat, store
+from .simd import WIDTH, f4, fma, get, kernel, load, put, splat, store
 
 TAPS = 11
-RADIUS = 5
+RADIUS = TAPS // 2
+_ZERO_ROW = TAPS  # the ring's twelfth slot stands for every row outside of the image
 _C1, _C2 = f4(0.01**2), f4(0.03**2)
 
 
 @kernel
-def _filter_row(row, x, channels, window):
-    """Eight values of a row filtered along it; row[x] is the leftmost tap of the first."""
-    total = splat(f4(0))
+def _ring_offsets(middle, height, slot_size, offsets):
+    """Where the rows middle - 5 .. middle + 5 begin in a ring."""
     for k in range(TAPS):
-        total = fma(load(row, x + k * channels), get(window, k), total)
-    return total
+        row = middle - RADIUS + k
+        offsets[k] = (row % TAPS if 0 <= row < height else _ZERO_ROW) * slot_size
 
 
 @kernel
-def _filter_column(ring, plane, planes, length, first, last, y, x, window):
-    """Eight values filtered along columns: rows y - 5 .. y + 5 of the ring, those outside [first, last) being zero."""
-    total = splat(f4(0))
-    for row in range(max(first, y - RADIUS), min(last, y + RADIUS + 1)):
-        total = fma(load(ring, ((row % TAPS) * planes + plane) * length + x), get(window, row - y + RADIUS), total)
-    return total
+def _statistics_row(image, target, start, width, length, channels, window, rows, means, base):
+    """Filters x, y, x^2, y^2 and x y along one row of the images and puts the results into the ring.
+
+    ``rows``: five rows of ``length`` with a zero margin of 5 * channels before and after.
+    """
+    margin = RADIUS * channels
+    size = length + 2 * margin
+    whole = width // WIDTH * WIDTH
+    for x in range(0, whole, WIDTH):
+        a, b = load(image, start + x), load(target, start + x)
+        store(rows, margin + x, a)
+        store(rows, size + margin + x, b)
+        store(rows, 2 * size + margin + x, a * a)
+        store(rows, 3 * size + margin + x, b * b)
+        store(rows, 4 * size + margin + x, a * b)
+    for x in range(whole, width):
+        a, b = get(image, start + x), get(target, start + x)
+        put(rows, margin + x, a)
+        put(rows, size + margin + x, b)
+        put(rows, 2 * size + margin + x, a * a)
+        put(rows, 3 * size + margin + x, b * b)
+        put(rows, 4 * size + margin + x, a * b)
+    zero = splat(f4(0))
+    for x in range(0, length, WIDTH):
+        mx, my, mxx, myy, mxy = zero, zero, zero, zero, zero
+        for k in range(TAPS):
+            weight, tap = splat(get(window, k)), x + k * channels
+            mx = fma(load(rows, tap), weight, mx)
+            my = fma(load(rows, size + tap), weight, my)
+            mxx = fma(load(rows, 2 * size + tap), weight, mxx)
+            myy = fma(load(rows, 3 * size + tap), weight, myy)
+            mxy = fma(load(rows, 4 * size + tap), weight, mxy)
+        store(means, base + x, mx)
+        store(means, base + length + x, my)
+        store(means, base + 2 * length + x, mxx)
+        store(means, base + 3 * length + x, myy)
+        store(means, base + 4 * length + x, mxy)
+
+
+@kernel
+def _similarity_row(means, offsets, length, window, slopes, base, similar):
+    """Similarity of one row (``similar``) and its derivatives with respect to m(x), m(xx) and m(xy) (into the ring)."""
+    one, two, zero = f4(1), f4(2), splat(f4(0))
+    for x in range(0, length, WIDTH):
+        mx, my, mxx, myy, mxy = zero, zero, zero, zero, zero
+        for k in range(TAPS):
+            weight, tap = splat(get(window, k)), get(offsets, k) + x
+            mx = fma(load(means, tap), weight, mx)
+            my = fma(load(means, length + tap), weight, my)
+            mxx = fma(load(means, 2 * length + tap), weight, mxx)
+            myy = fma(load(means, 3 * length + tap), weight, myy)
+            mxy = fma(load(means, 4 * length + tap), weight, mxy)
+        a1, a2 = two * mx * my + _C1, two * (mxy - mx * my) + _C2
+        b1, b2 = one / (mx * mx + my * my + _C1), one / ((mxx - mx * mx) + (myy - my * my) + _C2)
+        both = b1 * b2
+        similarity = a1 * a2 * both
+        store(similar, x, similarity)
+        store(slopes, base + x, two * (my * (a2 - a1) * both + mx * similarity * (b2 - b1)))
+        store(slopes, base + length + x, zero - similarity * b2)
+        store(slopes, base + 2 * length + x, two * a1 * both)
+
+
+@kernel
+def _gradient_row(slopes, offsets, image, target, start, width, length, channels, window, rows, out, scale, gradient):
+    """Filters the three derivatives of one row and joins them to the gradient."""
+    margin = RADIUS * channels
+    size = length + 2 * margin
+    zero, two = splat(f4(0)), f4(2)
+    for x in range(0, length, WIDTH):
+        d, dxx, dxy = zero, zero, zero
+        for k in range(TAPS):
+            weight, tap = splat(get(window, k)), get(offsets, k) + x
+            d = fma(load(slopes, tap), weight, d)
+            dxx = fma(load(slopes, length + tap), weight, dxx)
+            dxy = fma(load(slopes, 2 * length + tap), weight, dxy)
+        store(rows, margin + x, d)
+        store(rows, size + margin + x, dxx)
+        store(rows, 2 * size + margin + x, dxy)
+    for plane in range(3):  # lanes behind the end of the row are not part of the image
+        for x in range(width, length):
+            put(rows, plane * size + margin + x, f4(0))
+    whole = width // WIDTH * WIDTH
+    for x in range(0, length, WIDTH):
+        d, dxx, dxy = zero, zero, zero
+        for k in range(TAPS):
+            weight, tap = splat(get(window, k)), x + k * channels
+            d = fma(load(rows, tap), weight, d)
+            dxx = fma(load(rows, size + tap), weight, dxx)
+            dxy = fma(load(rows, 2 * size + tap), weight, dxy)
+        if x < whole:
+            value = d + two * load(image, start + x) * dxx + load(target, start + x) * dxy
+            store(gradient, start + x, scale * value)
+        else:
+            store(out, 0, d)
+            store(out, 8, dxx)
+            store(out, 16, dxy)
+            for k in range(width - x):
+                value = out[k] + two * get(image, start + x + k) * out[8 + k] + get(target, start + x + k) * out[16 + k]
+                put(gradient, start + x + k, scale * value)
 
 
 @kernel
@@ -38,75 +131,24 @@ def ssim_rows(image, target, height, width, channels, window, first, last, wante
     that hold x, filtered once more, make the gradient: f(d_x) + 2 x f(d_xx) + y f(d_xy).
     """
     length = (width + WIDTH - 1) // WIDTH * WIDTH
-    margin = RADIUS * channels
-    size = length + 2 * margin
-    x_row, y_row, xx_row, yy_row, xy_row = (np.zeros(size, np.float32), np.zeros(size, np.float32), np.zeros(size, np.float32),
-                                            np.zeros(size, np.float32), np.zeros(size, np.float32))  # fmt: skip
-    means = np.zeros(TAPS * 5 * length, np.float32)
-    slopes = np.zeros(TAPS * 3 * length, np.float32)
-    out = np.empty(length, np.float32)
-    one, two = f4(1), f4(2)
+    rows = np.zeros(5 * (length + 2 * RADIUS * channels), np.float32)
+    gradient_rows = np.zeros(3 * (length + 2 * RADIUS * channels), np.float32)
+    means = np.zeros((TAPS + 1) * 5 * length, np.float32)
+    slopes = np.zeros((TAPS + 1) * 3 * length, np.float32)
+    similar, offsets = np.empty(max(length, 3 * WIDTH), np.float32), np.empty(TAPS, np.int64)
     halo = RADIUS if wanted else 0
     similar_first, similar_last = max(0, first - halo), min(height, last + halo)
     for y in range(max(0, similar_first - RADIUS), last + RADIUS + halo):
         if y < height:
-            for x in range(width):
-                a, b = get(image, y * width + x), get(target, y * width + x)
-                put(x_row, margin + x, a)
-                put(y_row, margin + x, b)
-                put(xx_row, margin + x, a * a)
-                put(yy_row, margin + x, b * b)
-                put(xy_row, margin + x, a * b)
-            base = (y % TAPS) * 5 * length
-            for x in range(0, length, WIDTH):
-                store(means, base + x, _filter_row(x_row, x, channels, window))
-                store(means, base + length + x, _filter_row(y_row, x, channels, window))
-                store(means, base + 2 * length + x, _filter_row(xx_row, x, channels, window))
-                store(means, base + 3 * length + x, _filter_row(yy_row, x, channels, window))
-                store(means, base + 4 * length + x, _filter_row(xy_row, x, channels, window))
+            _statistics_row(image, target, y * width, width, length, channels, window, rows, means, (y % TAPS) * 5 * length)
         middle = y - RADIUS
         if similar_first <= middle < similar_last:
-            base = (middle % TAPS) * 3 * length
-            row_sum = 0.0
-            for x in range(0, length, WIDTH):
-                mx = _filter_column(means, 0, 5, length, 0, height, middle, x, window)
-                my = _filter_column(means, 1, 5, length, 0, height, middle, x, window)
-                mxx = _filter_column(means, 2, 5, length, 0, height, middle, x, window)
-                myy = _filter_column(means, 3, 5, length, 0, height, middle, x, window)
-                mxy = _filter_column(means, 4, 5, length, 0, height, middle, x, window)
-                a1, a2 = two * mx * my + _C1, two * (mxy - mx * my) + _C2
-                b1, b2 = one / (mx * mx + my * my + _C1), one / ((mxx - mx * mx) + (myy - my * my) + _C2)
-                ab = b1 * b2
-                similarity = a1 * a2 * ab
-                store(out, x, similarity)
-                store(slopes, base + x, two * (my * (a2 - a1) * ab + mx * similarity * (b2 - b1)))
-                store(slopes, base + length + x, f4(0) - similarity * b2)
-                store(slopes, base + 2 * length + x, two * a1 * ab)
-            for x in range(width):
-                row_sum += get(out, x)
+            _ring_offsets(middle, height, 5 * length, offsets)
+            _similarity_row(means, offsets, length, window, slopes, (middle % TAPS) * 3 * length, similar)
             if first <= middle < last:
-                row_sums[middle] = row_sum
-            if wanted:
-                for plane in range(3):
-                    for x in range(width, length):  # lanes beyond the row are not part of the image
-                        put(slopes, base + plane * length + x, f4(0))
+                row_sums[middle] = similar[:width].sum()
         done = y - 2 * RADIUS
         if wanted and first <= done < last:
-            for x in range(0, length, WIDTH):
-                store(x_row, margin + x, _filter_column(slopes, 0, 3, length, 0, height, done, x, window))
-                store(xx_row, margin + x, _filter_column(slopes, 1, 3, length, 0, height, done, x, window))
-                store(xy_row, margin + x, _filter_column(slopes, 2, 3, length, 0, height, done, x, window))
-            for x in range(0, length, WIDTH):
-                store(out, x, _filter_row(x_row, x, channels, window))
-                store(y_row, margin + x, _filter_row(xx_row, x, channels, window))
-                store(yy_row, margin + x, _filter_row(xy_row, x, channels, window))
-            for x in range(width):
-                value = get(out, x) + two * get(image, done * width + x) * get(y_row, margin + x)
-                value += get(target, done * width + x) * get(yy_row, margin + x)
-                put(gradient, done * width + x, value * scale)
-            for x in range(width, length):  # what the next row of statistics does not overwrite
-                put(x_row, margin + x, f4(0))
-                put(y_row, margin + x, f4(0))
-                put(xx_row, margin + x, f4(0))
-                put(yy_row, margin + x, f4(0))
-                put(xy_row, margin + x, f4(0))
+            _ring_offsets(done, height, 3 * length, offsets)
+            _gradient_row(slopes, offsets, image, target, done * width, width, length, channels, window, gradient_rows,
+                          similar, scale, gradient)  # fmt: skip
