@@ -19,11 +19,12 @@ from ..losses import psnr
 from ..mesh import depth_buffer, vertex_normals
 from ..observation import Observation
 from ..progress import Progress, Silent
-from ..rasterize import morton_order, rasterize
+from ..rasterize import morton_order, rasterize, visibility
 from . import clothing, surface, unseen
 from .base import Avatar, axes_of_factors, blend, inverse_transforms, posed, strongest
 from .optimize import fit_image
 
+VISIBLE_PX = 0.25  # a Gaussian that makes less of the photo than this, in pixels, is not seen in it
 SEEN_SHARE = 0.58  # of the Gaussians, for what the photo shows
 HEAD, HAND = PARTS.index("head"), PARTS.index("hand")
 
@@ -128,8 +129,8 @@ def fit_coarse(
     )
     vertex_weights = np.concatenate([_weights(model, p) for p in points])
     joint_indices, joint_weights = strongest(vertex_weights)
-    seen_share = np.zeros(len(means), np.float32)
-    seen_share[: len(seen)] = 1.0
+    made_by_photo = np.zeros(len(means), np.float32)
+    made_by_photo[: len(seen)] = 1.0
     all_parts = np.concatenate(parts).astype(np.uint8)
 
     # neighbours in space next to one another in memory: the rasteriser then runs a quarter faster
@@ -137,15 +138,18 @@ def fit_coarse(
     gaussians = gaussians.select(order)
     order = order.numpy()
     joint_indices, joint_weights = joint_indices[order], joint_weights[order]
-    seen_share, all_parts = seen_share[order], all_parts[order]
+    made_by_photo, all_parts = made_by_photo[order], all_parts[order]
 
     progress.start("fit to the photo", settings.iterations)
     generator = torch.Generator().manual_seed(seed)
     target_rgb, target_alpha = torch.from_numpy(rgb), torch.from_numpy(alpha)
     gaussians = fit_image(
         gaussians, camera, target_rgb, target_alpha, settings.iterations, generator,
-        seen=torch.from_numpy(seen_share), progress=progress,
+        free=visibility(gaussians, camera)[0] > VISIBLE_PX, progress=progress,
     )  # fmt: skip
+    weight_px = visibility(gaussians, camera)[0].numpy()
+    # what the sheet made counts as seen however small it is; of the rest only what shows through as a whole pixel or more
+    seen_share = np.maximum(made_by_photo, np.clip(weight_px, 0.0, 1.0) * (weight_px > VISIBLE_PX)).astype(np.float32)
 
     to_photo = blend(joint_indices, joint_weights, transforms)
     avatar = Avatar(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..camera import Cameras
@@ -32,7 +32,7 @@ def fit_image(
     alpha: Float[Tensor, "H W"],
     iterations: int,
     generator: torch.Generator,
-    seen: Float[Tensor, "N"],
+    free: Bool[Tensor, "N"],
     rates: Rates = Rates(),
     ssim_weight: float = 0.2,
     alpha_weight: float = 0.5,
@@ -46,7 +46,7 @@ def fit_image(
     Args:
         camera: the image's camera (C = 1).
         rgb: foreground colours, sRGB [H W 3]; alpha: matte [H W].
-        seen: 1 for Gaussians that may change, 0 for those that stay as they are [N].
+        free: Gaussians that may change; the others stay as they are [N].
         progress: advanced once per iteration.
     """
     sh = gaussians.sh.clone().requires_grad_()
@@ -86,7 +86,7 @@ def fit_image(
         loss.backward()
         # Adam takes full steps along gradients of any size, so what hardly shows through would be stirred up too
         for parameter in (sh, logits, log_scales, offsets):
-            parameter.grad *= seen.view(-1, *([1] * (parameter.ndim - 1)))
+            parameter.grad *= free.view(-1, *([1] * (parameter.ndim - 1)))
         optimizer.step()
         schedule.step()
         progress.advance()
