@@ -36,7 +36,7 @@ class Options:
     gender: str | None = None
     height_m: float | None = None
     build: str | None = None
-    age: str | None = None
+    age: float | None = None
     focal_px: float | None = None
     focal_mm35: float | None = None
     gaussians: int | None = None
@@ -89,7 +89,7 @@ def fit_body(run: RunFolder, options: Options, progress: Progress = Silent()) ->
 
         progress.start("body")
         observation = load_observation(run.path / "observation")
-        priors = fit.Priors(gender=options.gender, height_m=options.height_m, build=options.build, age=options.age)
+        priors = fit.BodyPriors(gender=options.gender, height_m=options.height_m, build=options.build, age=options.age)
         focal_px = _focal_px(run.photo, observation.photo, options)
         found = fit.fit_body(anny.load(), observation, priors, focal_px, options.seed)
         save_body_fit(path, found)

@@ -7,7 +7,7 @@ parent and expressed in the axes of the rest body (the SMPL convention), so that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -39,6 +39,7 @@ class RestBody:
     joints: Float[np.ndarray, "J 3"]
 
 
+@runtime_checkable
 class BodyModel(Protocol):
     """What the package needs to know of a body model.
 

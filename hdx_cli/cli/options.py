@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-DEVICES, GENDERS, BUILDS, AGES = ("auto", "cpu", "cuda"), ("auto", "female", "male"), ("auto", "slim", "average", "heavy"), ("auto", "child", "adult", "old")  # fmt: skip
+DEVICES = ("auto", "cpu", "cuda")
+# as bodies.fit.GENDERS and BUILDS, which importing would make --help slow; a test keeps them equal
+GENDERS = ("female", "male", "neutral")
+BUILDS = ("slim", "average", "athletic", "heavy")
 
 
 def one_of(*allowed: str):
@@ -45,10 +48,12 @@ Run = Annotated[Path, typer.Argument(help="A folder that `hdx create` made.", me
 Person = Annotated[int | None, typer.Option("--person", help="Which person, counted from the left.", min=1)]
 Mask = Annotated[Path | None, typer.Option("--mask", help="Your own mask of the person, as an image.", metavar="FILE")]
 Matting = Annotated[str | None, typer.Option("--matting", help="How the person is cut out.", metavar="NAME")]
-Gender = Annotated[str | None, typer.Option("--gender", help="Body: auto, female or male.", callback=one_of(*GENDERS))]
-HeightM = Annotated[float | None, typer.Option("--height-m", help="Body height in metres.", min=0.5, max=2.5)]
-Build = Annotated[str | None, typer.Option("--build", help="Body: auto, slim, average or heavy.", callback=one_of(*BUILDS))]
-Age = Annotated[str | None, typer.Option("--age", help="Body: auto, child, adult or old.", callback=one_of(*AGES))]
+Gender = Annotated[str | None, typer.Option("--gender", help="Body: female, male or neutral.", callback=one_of(*GENDERS))]
+HeightM = Annotated[float | None, typer.Option("--height-m", help="Standing height in metres.", min=0.4, max=2.6)]
+Build = Annotated[
+    str | None, typer.Option("--build", help="Body: slim, average, athletic or heavy.", callback=one_of(*BUILDS))
+]
+Age = Annotated[float | None, typer.Option("--age", help="Age in years.", min=0.0, max=120.0)]
 FocalPx = Annotated[float | None, typer.Option("--focal-px", help="Focal length in pixels of the photo.", min=1.0)]
 FocalMm = Annotated[float | None, typer.Option("--focal-mm35", help="Focal length in mm, 35 mm equivalent.", min=5.0)]
 Count = Annotated[int | None, typer.Option("--gaussians", help="About how many Gaussians.", min=1000, max=2_000_000)]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -48,34 +52,32 @@ def write_video(path: Path, frames: Iterable[Frame], *, size: tuple[int, int], f
 
 
 def _encode(path: Path, frames: Iterable[Frame], size: tuple[int, int], fps: float, format: str) -> int:
-    import imageio_ffmpeg
-
     codec, pixels, options = ENCODERS[format]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgba"]
+    command += ["-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "-", "-an", "-c:v", codec, "-pix_fmt", pixels, *options]
     # ffmpeg converts RGB with BT.601 unless told; players assume BT.709 for what carries no note, so do both
-    colour = ["-vf", "scale=out_color_matrix=bt709:out_range=tv"]
-    colour += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
-    writer = imageio_ffmpeg.write_frames(
-        str(path), size, pix_fmt_in="rgba", pix_fmt_out=pixels, fps=fps, codec=codec, macro_block_size=2,
-        quality=None, output_params=[*options, *colour], ffmpeg_log_level="error",
-    )  # fmt: skip
+    command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv"]
+    command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv", str(path)]
     count = 0
-    try:
-        writer.send(None)
-        for frame in frames:
-            writer.send(_with_alpha(frame))
-            count += 1
-        writer.close()
-    except OSError as error:  # the encoder went away: its own words are in the text
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ResourceError(
-            f"{path}: the encoder could not write ({lines[-1] if lines else 'no reason given'})",
-            hint="hdx doctor",
-            code="E_ENCODE",
-        ) from error
-    finally:
-        writer.close()
-    if not path.is_file() or path.stat().st_size == 0:
-        raise ResourceError(f"{path}: the encoder wrote nothing", hint="hdx doctor", code="E_ENCODE")
+    with tempfile.TemporaryFile() as words:
+        # a session of its own: Ctrl-C is for us, and we decide what becomes of the film
+        encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=words, start_new_session=True)
+        try:
+            with contextlib.suppress(BrokenPipeError):  # the encoder went away; its exit code and words say why
+                for frame in frames:
+                    encoder.stdin.write(_with_alpha(frame).data)
+                    count += 1
+                encoder.stdin.close()
+            encoder.wait()
+        finally:
+            encoder.kill()
+            with contextlib.suppress(BrokenPipeError):
+                encoder.stdin.close()
+            encoder.wait()
+        if encoder.returncode != 0:
+            words.seek(0)
+            lines = words.read().decode(errors="replace").strip().splitlines() or [f"exit code {encoder.returncode}"]
+            raise ResourceError(f"{path}: ffmpeg could not write ({lines[0]})", hint="hdx doctor", code="E_ENCODE")
     return count
 
 
@@ -101,10 +103,11 @@ def _write_gif(path: Path, frames: Iterable[Frame], fps: float) -> int:
             counted[0] += 1
             yield _indexed(frame, palette)
 
-    _indexed(first, palette).save(
-        path, save_all=True, append_images=rest(), duration=round(1000 / fps), loop=0,
-        disposal=2 if transparent else 0, optimize=False, **({"transparency": 255} if transparent else {}),
-    )  # fmt: skip
+    with path.open("wb") as file:
+        _indexed(first, palette).save(
+            file, "GIF", save_all=True, append_images=rest(), duration=round(1000 / fps), loop=0,
+            disposal=2 if transparent else 0, optimize=False, **({"transparency": 255} if transparent else {}),
+        )  # fmt: skip
     return counted[0]
 
 
@@ -119,7 +122,7 @@ def _indexed(frame: Frame, palette: Image.Image) -> Image.Image:
     return image
 
 
-def _with_alpha(frame: Frame) -> bytes:
+def _with_alpha(frame: Frame) -> UInt8[np.ndarray, "H W 4"]:
     if frame.shape[2] == 3:
         frame = np.concatenate([frame, np.full((*frame.shape[:2], 1), 255, np.uint8)], axis=2)
     return np.ascontiguousarray(frame)

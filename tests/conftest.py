@@ -1,0 +1,77 @@
+"""Shapes and types are checked while the tests run, and small run folders for the tests of files and commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Modules whose annotations jaxtyping and beartype check on every call under pytest. Left out: what numba compiles
+# (simd, the rasteriser's kernels, mesh, avatars.base ...), which a decorator would break, and the command line, whose
+# annotations typer reads.
+CHECKED = [
+    "hdx_cli.camera",
+    "hdx_cli.gaussians",
+    "hdx_cli.observation",
+    "hdx_cli.run_folder",
+    "hdx_cli.run_files",
+    "hdx_cli.avatars.avatar_file",
+    "hdx_cli.avatars.turntable",
+    "hdx_cli.bodies.base",
+    "hdx_cli.export.ply",
+    "hdx_cli.export.sheet",
+    "hdx_cli.export.video",
+]
+install_import_hook(CHECKED, "typechecker.check")
+
+
+def hdx(*arguments: object, cwd: Path, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command in a process of its own."""
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "hdx_cli.cli.app", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def toy_avatar():
+    """The coarse avatar of the toy person: about two thousand Gaussians, hardly optimised."""
+    from hdx_cli.avatars import explicit
+    from toy import ToyBody, toy_fit, toy_photo
+
+    model, fit = ToyBody(), toy_fit(160)
+    return explicit.fit_coarse(toy_photo(model, fit), fit, model, explicit.Settings(gaussians=2000, iterations=2))
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory, toy_avatar) -> Path:
+    """A finished run folder of the toy person, as ``create`` would leave it before the exports. Copy it, do not change it."""
+    from PIL import Image
+
+    from hdx_cli import run_files, stages
+    from hdx_cli.avatars.avatar_file import confidence_by_part, write_avatar
+    from hdx_cli.run_folder import RunFolder
+    from toy import ToyBody, toy_fit, toy_photo
+
+    folder = tmp_path_factory.mktemp("toy")
+    model, fit = ToyBody(), toy_fit(160)
+    observation = toy_photo(model, fit)
+    photo = folder / "toy.png"
+    Image.fromarray((observation.photo.rgb * 255).astype("uint8")).save(photo)
+    with RunFolder.create(folder / "run", photo) as run:
+        run.remember({"seed": 0})
+        run.make("observation", {}, ["photo.png"], lambda path: run_files.save_observation(path, observation))
+        run.make("body.npz", {}, ["observation"], lambda path: run_files.save_body_fit(path, fit))
+
+        def write(path: Path) -> dict:
+            write_avatar(path, toy_avatar)
+            return {"scores": toy_avatar.scores, "confidence": confidence_by_part(toy_avatar)}
+
+        run.make("coarse", {}, ["observation", "body.npz"], write)
+        assert (run.path / stages.AVATAR).is_file()
+    return folder / "run"
