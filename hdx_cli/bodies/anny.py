@@ -39,7 +39,7 @@ class AnnyBody:
         shape_names: [S]; gender runs from 0 male to 1 female, age 0.67 is a young adult.
         default_shape: [S], a young adult of no particular gender or build.
         uv, uv_faces: MakeHuman texture coordinates [U 2] and their triangles [F 3].
-        keypoint_names: regressed COCO key points with heels and toes.
+        keypoint_names: regressed COCO key points with heels and toes, then the centre of mass.
         asset: the raw arrays, for the fit.
     """
 
@@ -66,6 +66,14 @@ class AnnyBody:
         coefficients = self.coefficients(shape).astype(np.float32)
         vertices = self.template + (coefficients @ self.blend).reshape(-1, 3)
         return RestBody(vertices, self.joints + np.tensordot(coefficients, self.joints_blend, 1))
+
+    def keypoints(self, vertices: Float[np.ndarray, "V 3"]) -> dict[str, Float[np.ndarray, "3"]]:
+        """COCO key points, heels and toes of a posed body."""
+        asset = self.asset
+        values = vertices[asset["regressor_vertices"]] * asset["regressor_weights"][:, None]
+        sums = np.zeros((asset["regressor_rows"].max() + 1, 3))
+        np.add.at(sums, asset["regressor_rows"], values)
+        return dict(zip(self.keypoint_names, sums, strict=False))  # the centre of mass has no regressor
 
     def coefficients(self, shape: Float[np.ndarray, "S"]) -> Float[np.ndarray, "K"]:
         """Blend-shape coefficients [K] of shape coefficients [S]; phenotypes outside their range are clamped."""

@@ -90,6 +90,23 @@ def coco_regressors(model) -> tuple[list[str], Float[np.ndarray, "K V"]]:
     return list(regressors), np.stack(weights) / np.sum(weights, axis=1, keepdims=True)
 
 
+def vertex_masses(arrays: dict[str, np.ndarray], weights: Float[np.ndarray, "V J"]) -> Float[np.ndarray, "V"]:
+    """Every vertex's share of the body's volume [V]: its area times its distance from the line of its bone, normalised."""
+    vertices, faces = arrays["template"], arrays["faces"]
+    corners = vertices[faces]
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    vertex_areas = np.bincount(faces.ravel(), np.repeat(areas, 3), len(vertices))
+    heads, parents = arrays["joints"], arrays["parents"].astype(int)
+    tails = np.array([heads[parents == joint].mean(axis=0) if (parents == joint).any() else heads[joint]
+                      for joint in range(len(heads))])  # fmt: skip
+    owner = weights.argmax(axis=1)
+    start, along = heads[owner], (tails - heads)[owner]
+    share = ((vertices - start) * along).sum(axis=1) / np.maximum((along**2).sum(axis=1), 1e-12)
+    radii = np.linalg.norm(vertices - start - np.clip(share, 0, 1)[:, None] * along, axis=1)
+    masses = vertex_areas * radii
+    return masses / masses.sum()
+
+
 def bake(model) -> dict[str, np.ndarray]:
     """Arrays of the asset, by name."""
     blend = to_world(model.blendshapes.numpy())
@@ -127,8 +144,14 @@ def bake(model) -> dict[str, np.ndarray]:
     parts = [next(p for p, starts in PART_BONES.items() if bone.startswith(starts)) for bone in bones]
     arrays["parts"] = np.array([PARTS.index(part) for part in parts], np.uint8)[weights.argmax(axis=1)]
 
+    arrays["base_index"] = model.base_mesh_vertex_indices.numpy().astype(np.uint16)
+
     # A regressed key point is linear in the joints' transforms: sum_j R_j moment_j + t_j mass_j.
     keypoint_names, regressors = coco_regressors(model)
+    arrays["regressor_rows"], arrays["regressor_vertices"] = (i.astype(np.uint16) for i in np.nonzero(regressors))
+    arrays["regressor_weights"] = regressors[np.nonzero(regressors)].astype(np.float32)
+    keypoint_names.append("centre_of_mass")
+    regressors = np.vstack([regressors, vertex_masses(arrays, weights)])
     rows = []
     for keypoint, regressor in enumerate(regressors):
         shares = regressor[:, None] * weights

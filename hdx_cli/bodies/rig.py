@@ -1,0 +1,154 @@
+"""What the body fit must know about a body model: which joints move and how, and where its landmarks lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+import numpy as np
+
+from .base import BodyModel
+from .kinematics import RiggedPoints
+
+# Landmarks of a fit, in this order: 33 BlazePose, 21 left hand, 21 right hand, chosen points of the face mesh.
+POSE_LANDMARKS, HAND_LANDMARKS = 33, 21
+# Points of MediaPipe's face mesh that hold still when a face moves: nose, forehead, chin, eye corners, mouth, temples.
+FACE_POINTS = (1, 4, 6, 10, 152, 33, 263, 133, 362, 61, 291, 234, 454, 127, 356)
+LANDMARKS = POSE_LANDMARKS + 2 * HAND_LANDMARKS + len(FACE_POINTS)
+LEFT_HAND, RIGHT_HAND = POSE_LANDMARKS, POSE_LANDMARKS + HAND_LANDMARKS
+FACE = POSE_LANDMARKS + 2 * HAND_LANDMARKS
+
+
+def _face(*points: int) -> list[int]:
+    return [FACE + FACE_POINTS.index(point) for point in points]
+
+
+# Directions that tell how a body stands in depth: name, landmarks it starts between, landmarks it ends between.
+# BlazePose measures its 33 in metres; hands and the face have relative depths, so a direction stays within its group.
+DIRECTIONS: tuple[tuple[str, list[int], list[int]], ...] = (
+    ("hips", [24], [23]),
+    ("shoulders", [12], [11]),
+    ("torso", [23, 24], [11, 12]),
+    ("neck", [11, 12], [7, 8]),
+    ("ears", [8], [7]),
+    ("gaze", [7, 8], [0]),
+    ("left_upper_arm", [11], [13]),
+    ("right_upper_arm", [12], [14]),
+    ("left_lower_arm", [13], [15]),
+    ("right_lower_arm", [14], [16]),
+    ("left_hand", [15], [17, 19]),
+    ("right_hand", [16], [18, 20]),
+    ("left_knuckles", [17], [19]),
+    ("right_knuckles", [18], [20]),
+    ("left_thumb", [15], [21]),
+    ("right_thumb", [16], [22]),
+    ("left_upper_leg", [23], [25]),
+    ("right_upper_leg", [24], [26]),
+    ("left_lower_leg", [25], [27]),
+    ("right_lower_leg", [26], [28]),
+    ("left_foot", [29], [31]),
+    ("right_foot", [30], [32]),
+    ("left_instep", [27], [31]),
+    ("right_instep", [28], [32]),
+    ("left_palm", [LEFT_HAND], [LEFT_HAND + 9]),
+    ("right_palm", [RIGHT_HAND], [RIGHT_HAND + 9]),
+    ("left_palm_across", [LEFT_HAND + 17], [LEFT_HAND + 5]),
+    ("right_palm_across", [RIGHT_HAND + 17], [RIGHT_HAND + 5]),
+    ("face_across", _face(234, 127), _face(454, 356)),
+    ("face_up", _face(152), _face(10)),
+    ("face_forward", _face(234, 454), _face(1, 4)),
+)
+DIRECTION_NAMES = tuple(name for name, _, _ in DIRECTIONS)
+TORSO = DIRECTION_NAMES.index("torso")
+# The far-side partner of every landmark and direction: swaps left and right.
+_POSE_PAIRS = [(1, 4), (2, 5), (3, 6), (7, 8), (9, 10)] + [(i, i + 1) for i in range(11, 33, 2)]
+_FACE_PAIRS = [(33, 263), (133, 362), (61, 291), (234, 454), (127, 356)]
+
+
+def mirrored_landmarks() -> Int[np.ndarray, "L"]:
+    """Index of every landmark's mirror image [L]."""
+    index = np.arange(LANDMARKS)
+    pairs = [*_POSE_PAIRS, *((LEFT_HAND + i, RIGHT_HAND + i) for i in range(HAND_LANDMARKS))]
+    for a, b in [*pairs, *((_face(p)[0], _face(q)[0]) for p, q in _FACE_PAIRS)]:
+        index[a], index[b] = b, a
+    return index
+
+
+def mirrored_directions() -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N"]]:
+    """Index of every direction's mirror image [N], and -1 where mirroring also swaps its ends."""
+    swap = mirrored_landmarks()
+    ends = {(frozenset(a), frozenset(b)): i for i, (_, a, b) in enumerate(DIRECTIONS)}
+    index, sign = np.zeros(len(DIRECTIONS), int), np.ones(len(DIRECTIONS))
+    for i, (_, start, end) in enumerate(DIRECTIONS):
+        key = frozenset(swap[start].tolist()), frozenset(swap[end].tolist())
+        if key in ends:
+            index[i] = ends[key]
+        else:
+            index[i], sign[i] = ends[key[::-1]], -1.0
+    return index, sign
+
+
+def direction_matrix() -> Float[np.ndarray, "N L"]:
+    """Takes landmark positions [L 3] to (unnormalised) directions [N 3]."""
+    matrix = np.zeros((len(DIRECTIONS), LANDMARKS))
+    for row, (_, start, end) in zip(matrix, DIRECTIONS, strict=True):
+        row[start] -= 1 / len(start)
+        row[end] += 1 / len(end)
+    return matrix
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a landmark detector means and how far it errs, measured on synthetic people (``training.calibrate_body``).
+
+    Attributes:
+        sigma: 2D noise of every landmark as a share of the body height [L].
+        direction_gain, direction_bias: what a measured direction d must become, gain @ d + bias, in axes that are turned
+            about the vertical so that x runs from the right shoulder and hip to the left ones [N 3 3], [N 3].
+        direction_sigma: noise after that along camera x, y and depth [N 3].
+    """
+
+    sigma: Float[np.ndarray, "L"]
+    direction_gain: Float[np.ndarray, "N 3 3"]
+    direction_bias: Float[np.ndarray, "N 3"]
+    direction_sigma: Float[np.ndarray, "N 3"]
+
+
+@dataclass(frozen=True)
+class FitRig:
+    """A body model prepared for fitting: D pose parameters, S shape coefficients, L landmarks.
+
+    Attributes:
+        model: the body model.
+        coefficients, coefficients_jacobian: of the model's linear blend shapes, from the shape: [K], [K S].
+        joints, joints_blend: rest joints [J 3] and their change per coefficient [K J 3].
+        pose_basis: rotation vectors of all joints per pose parameter [J 3 D]; the first three turn the root.
+        pose_sigma: spread of every pose parameter about rest, radians [D].
+        pose_limits: [D 2] radians, infinite where free.
+        shape_mean, shape_sigma, shape_limits: of plausible people [S], [S], [S 2].
+        landmarks: where the model has the L landmarks.
+        centre_of_mass: one point.
+        calibration: of the landmark detector.
+        vertex_points: skinned vertices by index.
+        height_m: standing height of a shape and its derivative [S].
+    """
+
+    model: BodyModel
+    coefficients: Callable[[Float[np.ndarray, "S"]], Float[np.ndarray, "K"]]
+    coefficients_jacobian: Callable[[Float[np.ndarray, "S"]], Float[np.ndarray, "K S"]]
+    joints: Float[np.ndarray, "J 3"]
+    joints_blend: Float[np.ndarray, "K J 3"]
+    pose_names: tuple[str, ...]
+    pose_basis: Float[np.ndarray, "J 3 D"]
+    pose_mean: Float[np.ndarray, "D"]
+    pose_sigma: Float[np.ndarray, "D"]
+    pose_limits: Float[np.ndarray, "D 2"]
+    shape_mean: Float[np.ndarray, "S"]
+    shape_sigma: Float[np.ndarray, "S"]
+    shape_limits: Float[np.ndarray, "S 2"]
+    landmarks: RiggedPoints
+    centre_of_mass: RiggedPoints
+    calibration: Calibration
+    vertex_points: Callable[[Int[np.ndarray, "N"]], RiggedPoints]
+    top_and_sole: RiggedPoints
