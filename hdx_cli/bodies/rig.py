@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
 import numpy as np
+from jaxtyping import Float, Int
 
 from .base import BodyModel
 from .kinematics import RiggedPoints
@@ -116,6 +116,25 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Limb:
+    """Two bones with a ball joint above and a hinge between them.
+
+    Attributes:
+        upper, lower: the directions that measure the bones.
+        ball, hinge: the ball's first pose parameter (of three) and the hinge's.
+        upper_rest, lower_rest, axis: directions of the bones and of the hinge's axis in the rest body.
+    """
+
+    upper: int
+    lower: int
+    ball: int
+    hinge: int
+    upper_rest: Float[np.ndarray, "3"]
+    lower_rest: Float[np.ndarray, "3"]
+    axis: Float[np.ndarray, "3"]
+
+
+@dataclass(frozen=True)
 class FitRig:
     """A body model prepared for fitting: D pose parameters, S shape coefficients, L landmarks.
 
@@ -124,14 +143,16 @@ class FitRig:
         coefficients, coefficients_jacobian: of the model's linear blend shapes, from the shape: [K], [K S].
         joints, joints_blend: rest joints [J 3] and their change per coefficient [K J 3].
         pose_basis: rotation vectors of all joints per pose parameter [J 3 D]; the first three turn the root.
-        pose_sigma: spread of every pose parameter about rest, radians [D].
+        pose_names: of the pose parameters.
+        pose_mean, pose_sigma: everyday poses, radians [D].
         pose_limits: [D 2] radians, infinite where free.
         shape_mean, shape_sigma, shape_limits: of plausible people [S], [S], [S 2].
         landmarks: where the model has the L landmarks.
         centre_of_mass: one point.
+        limbs: arms and legs, whose pose can be read off their directions.
         calibration: of the landmark detector.
         vertex_points: skinned vertices by index.
-        height_m: standing height of a shape and its derivative [S].
+        top_and_sole: the top of the head and then points of the soles, which tell the standing height.
     """
 
     model: BodyModel
@@ -149,6 +170,7 @@ class FitRig:
     shape_limits: Float[np.ndarray, "S 2"]
     landmarks: RiggedPoints
     centre_of_mass: RiggedPoints
+    limbs: tuple[Limb, ...]
     calibration: Calibration
     vertex_points: Callable[[Int[np.ndarray, "N"]], RiggedPoints]
     top_and_sole: RiggedPoints
