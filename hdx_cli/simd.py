@@ -351,15 +351,6 @@ def first_lane(typing, bits):
 
 
 @intrinsic
-def make_negative_where(typing, mask, a):
-    """a with the sign bit set where the mask is."""
-    def emit(context, builder, sig, args):
-        signs = builder.select(args[0], _constant(-(2**31), _V_I32), _constant(0, _V_I32))
-        return builder.bitcast(builder.or_(builder.bitcast(args[1], _V_I32), signs), _V_F32)
-    return f32x8(mask8, f32x8), emit
-
-
-@intrinsic
 def is_finite(typing, a):
     """Neither NaN nor infinite, by the exponent bits, which no optimisation can reason away."""
     def emit(context, builder, sig, args):
@@ -394,7 +385,7 @@ def _unary(llvm_name: str):
     return function
 
 
-sqrt, floor, ceil, absolute = (_unary(f"llvm.{n}.v8f32") for n in ("sqrt", "floor", "ceil", "fabs"))
+sqrt, floor, ceil = (_unary(f"llvm.{n}.v8f32") for n in ("sqrt", "floor", "ceil"))
 
 
 @intrinsic

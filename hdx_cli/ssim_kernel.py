@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .simd import WIDTH, f4, fma, get, kernel, load, put, splat, store
+from .simd import WIDTH, f4, fma, get, hsum, kernel, load, put, splat, store
 
 TAPS = 11
 RADIUS = TAPS // 2
@@ -61,9 +61,10 @@ def _statistics_row(image, target, start, width, length, channels, window, rows,
 
 
 @kernel
-def _similarity_row(means, offsets, length, window, slopes, base, similar):
-    """Similarity of one row (``similar``) and its derivatives with respect to m(x), m(xx) and m(xy) (into the ring)."""
+def _similarity_row(means, offsets, width, length, window, slopes, base, lane_values):
+    """Sum of the similarities of one row; their derivatives with respect to m(x), m(xx) and m(xy) go into the ring."""
     one, two, zero = f4(1), f4(2), splat(f4(0))
+    total = 0.0
     for x in range(0, length, WIDTH):
         mx, my, mxx, myy, mxy = zero, zero, zero, zero, zero
         for k in range(TAPS):
@@ -77,14 +78,20 @@ def _similarity_row(means, offsets, length, window, slopes, base, similar):
         b1, b2 = one / (mx * mx + my * my + _C1), one / ((mxx - mx * mx) + (myy - my * my) + _C2)
         both = b1 * b2
         similarity = a1 * a2 * both
-        store(similar, x, similarity)
+        if x + WIDTH <= width:
+            total += hsum(similarity)
+        else:
+            store(lane_values, 0, similarity)
+            for k in range(width - x):
+                total += get(lane_values, k)
         store(slopes, base + x, two * (my * (a2 - a1) * both + mx * similarity * (b2 - b1)))
         store(slopes, base + length + x, zero - similarity * b2)
         store(slopes, base + 2 * length + x, two * a1 * both)
+    return total
 
 
 @kernel
-def _gradient_row(slopes, offsets, image, target, start, width, length, channels, window, rows, out, scale, gradient):
+def _gradient_row(slopes, offsets, image, target, start, width, length, channels, window, rows, lane_values, scale, gradient):
     """Filters the three derivatives of one row and joins them to the gradient."""
     margin = RADIUS * channels
     size = length + 2 * margin
@@ -114,11 +121,11 @@ def _gradient_row(slopes, offsets, image, target, start, width, length, channels
             value = d + two * load(image, start + x) * dxx + load(target, start + x) * dxy
             store(gradient, start + x, scale * value)
         else:
-            store(out, 0, d)
-            store(out, 8, dxx)
-            store(out, 16, dxy)
+            store(lane_values, 0, d)
+            store(lane_values, 8, dxx)
+            store(lane_values, 16, dxy)
             for k in range(width - x):
-                value = out[k] + two * get(image, start + x + k) * out[8 + k] + get(target, start + x + k) * out[16 + k]
+                value = lane_values[k] + two * get(image, start + x + k) * lane_values[8 + k] + get(target, start + x + k) * lane_values[16 + k]
                 put(gradient, start + x + k, scale * value)
 
 
@@ -135,7 +142,7 @@ def ssim_rows(image, target, height, width, channels, window, first, last, wante
     gradient_rows = np.zeros(3 * (length + 2 * RADIUS * channels), np.float32)
     means = np.zeros((TAPS + 1) * 5 * length, np.float32)
     slopes = np.zeros((TAPS + 1) * 3 * length, np.float32)
-    similar, offsets = np.empty(max(length, 3 * WIDTH), np.float32), np.empty(TAPS, np.int64)
+    lane_values, offsets = np.empty(3 * WIDTH, np.float32), np.empty(TAPS, np.int64)
     halo = RADIUS if wanted else 0
     similar_first, similar_last = max(0, first - halo), min(height, last + halo)
     for y in range(max(0, similar_first - RADIUS), last + RADIUS + halo):
@@ -144,11 +151,12 @@ def ssim_rows(image, target, height, width, channels, window, first, last, wante
         middle = y - RADIUS
         if similar_first <= middle < similar_last:
             _ring_offsets(middle, height, 5 * length, offsets)
-            _similarity_row(means, offsets, length, window, slopes, (middle % TAPS) * 3 * length, similar)
+            base = (middle % TAPS) * 3 * length
+            row_sum = _similarity_row(means, offsets, width, length, window, slopes, base, lane_values)
             if first <= middle < last:
-                row_sums[middle] = similar[:width].sum()
+                row_sums[middle] = row_sum
         done = y - 2 * RADIUS
         if wanted and first <= done < last:
             _ring_offsets(done, height, 3 * length, offsets)
             _gradient_row(slopes, offsets, image, target, done * width, width, length, channels, window, gradient_rows,
-                          similar, scale, gradient)  # fmt: skip
+                          lane_values, scale, gradient)  # fmt: skip

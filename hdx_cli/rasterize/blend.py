@@ -5,8 +5,9 @@ skipped below 1/255; a pixel is done before its transmittance would fall to 1e-4
 transmittance by division, as gsplat (Ye et al. 2024) does.
 
 A tile is cut into strips eight pixels wide. Where a Gaussian's ellipse enters and leaves each strip is known in closed
-form for all strips at once; the inner loop then walks down the rows of one strip, eight pixels per step, with no
-branch: the column offsets are constant and the exponent costs two FMAs. Pixels of a tile are stored strip by strip.
+form for all strips at once; the inner loop then walks down the rows of one strip, eight pixels per step: the column
+offsets are constant and the exponent costs two FMAs. A tile's pixels lie in memory strip by strip and row by row, the
+planes of eight pixels (transmittance, red, ...) side by side: one pointer and neighbouring cache lines serve them all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import numpy as np
 from ..simd import (
     EXP2_COEFFICIENTS,
     WIDTH,
-    absolute,
     ceil,
     exp2,
     f4,
@@ -37,7 +37,6 @@ from ..simd import (
     load_blue,
     load_green,
     load_red,
-    make_negative_where,
     maximum,
     minimum,
     prefetch,
@@ -52,13 +51,16 @@ from ..simd import (
 from .project import PAIR, RECORD, TILE_HEIGHT, TILE_WIDTH
 
 STRIPS = TILE_WIDTH // WIDTH
-STRIP_SIZE = WIDTH * TILE_HEIGHT
-TILE_SIZE = TILE_WIDTH * TILE_HEIGHT
+ROWS = STRIPS * TILE_HEIGHT  # of eight pixels, in a tile
 BATCH = 64  # Gaussians whose spans are computed before they are blended
 LOOK_AHEAD = 12
 TILES_AT_ONCE = 2  # taken from the queue by a thread
 NO_ROW = f4(1e6)
 SPAN_SLACK_PX = f4(0.002)  # spans may be this much too long: alpha decides per pixel anyway
+
+# Planes of a row of eight pixels: forward, then backward.
+_T, _RED, _GREEN, _BLUE, _DEPTH, _END, _FORWARD = range(0, 7 * WIDTH, WIDTH)
+_S, _V_RED, _V_GREEN, _V_BLUE, _V_DEPTH, _V_END, _BACKWARD = range(WIDTH, 8 * WIDTH, WIDTH)
 
 # Offsets into the table of constants; exp2 has the first ones.
 _LEAST_EXPONENT, _MAX_ALPHA, _MIN_TRANSMITTANCE, _ONE = (WIDTH * (len(EXP2_COEFFICIENTS) + k) for k in range(4))
@@ -75,7 +77,7 @@ def _spans(records, gaussian, tile_x, tile_y, strips, slot, spans, span_ints):
     """Rows of every strip of a tile that one Gaussian covers, as a bit per strip that it touches.
 
     ``strips``: first column of each strip, first and last row still open to blending [3 * 8]. Writes, at lane
-    ``slot`` + strip, the offset from the Gaussian's centre to the first pixel (``spans``: x, y) and that pixel's place
+    ``slot`` + strip, the offset from the Gaussian's centre to the first pixel (``spans``: x, y) and that row's number
     in the tile and the number of rows (``span_ints``).
     """
     size = BATCH * WIDTH
@@ -97,26 +99,27 @@ def _spans(records, gaussian, tile_x, tile_y, strips, slot, spans, span_ints):
     covered = (last >= first) & (right >= f4(0) - reach) & (left <= reach)
     store(spans, slot, left)
     store(spans, size + slot, first - centre_y)
-    store(span_ints, slot, to_i32(load(strips, 0) * f4(TILE_HEIGHT) + first * f4(WIDTH)))
+    store(span_ints, slot, to_i32(load(strips, 0) * f4(TILE_HEIGHT // WIDTH) + first))
     store(span_ints, size + slot, to_i32(last - first + f4(1)))
     return lane_bits(covered)
 
 
 @kernel
 def blend(queue, records, tile_starts, tile_ids, width, height, tile_columns, background, table, rgb, alpha, depth,
-          transmittance, last_entries, tile_last_entries):  # fmt: skip
+          transmittance, ends, tile_ends):  # fmt: skip
     """Renders tiles from the queue until it is empty. ``width`` is a multiple of 8.
 
-    Writes rgb [H W 3] over ``background`` [3], alpha and expected depth [H W]; and for the backward pass the remaining
-    transmittance [H W], how many entries of the tile's list were looked at up to the last one that contributed, per
-    pixel ``last_entries`` [H W] (undefined in tiles without any) and per tile.
+    Writes rgb [H W 3] over ``background`` [3], alpha and expected depth [H W]; and for the backward pass, in tiles
+    with any entries, the remaining transmittance [H W] and how many entries of the tile's list could contribute, per
+    pixel (``ends`` [H W]) and per tile.
     """
-    T, D = np.empty(TILE_SIZE, np.float32), np.empty(TILE_SIZE, np.int32)
-    R, G, B, Z = (np.empty(TILE_SIZE, np.float32), np.empty(TILE_SIZE, np.float32),
-                  np.empty(TILE_SIZE, np.float32), np.empty(TILE_SIZE, np.float32))  # fmt: skip
+    pixels = np.empty(ROWS * _FORWARD, np.float32)
+    pixel_ints = pixels.view(np.int32)
     strips, bits = np.empty(3 * WIDTH, np.float32), np.empty(BATCH, np.int32)
     spans, span_ints = np.empty(2 * BATCH * WIDTH, np.float32), np.empty(2 * BATCH * WIDTH, np.int32)
-    local = table.copy()
+    local = np.empty(table.size, np.float32)
+    for k in range(table.size):
+        local[k] = table[k]
     zero, one, column = splat(f4(0)), splat(f4(1)), lanes()
     bg_r, bg_g, bg_b = splat(get(background, 0)), splat(get(background, 1)), splat(get(background, 2))
     tiles = len(tile_starts) - 1
@@ -130,13 +133,20 @@ def blend(queue, records, tile_starts, tile_ids, width, height, tile_columns, ba
             rows = min(TILE_HEIGHT, height - y0)
             open_strips = min(TILE_WIDTH, width - x0) // WIDTH
             start, end = tile_starts[tile], tile_starts[tile + 1]
-            for k in range(0, TILE_SIZE, WIDTH):
-                store(T, k, one)
-                store(R, k, zero)
-                store(G, k, zero)
-                store(B, k, zero)
-                store(Z, k, zero)
-                store(D, k, splat(i4(0)))
+            if start == end:
+                for y in range(y0, y0 + rows):
+                    for pixel in range(y * width + x0, y * width + x0 + open_strips * WIDTH, WIDTH):
+                        store_triples(rgb, 3 * pixel, bg_r, bg_g, bg_b)
+                        store(alpha, pixel, zero)
+                        store(depth, pixel, zero)
+                continue
+            for o in range(0, ROWS * _FORWARD, _FORWARD):
+                store(pixels, o + _T, one)
+                store(pixels, o + _RED, zero)
+                store(pixels, o + _GREEN, zero)
+                store(pixels, o + _BLUE, zero)
+                store(pixels, o + _DEPTH, zero)
+                store(pixel_ints, o + _END, splat(i4(end - start)))
             for k in range(WIDTH):
                 strips[k] = f4(WIDTH * k)
                 strips[8 + k] = f4(0) if k < open_strips else NO_ROW
@@ -153,7 +163,6 @@ def blend(queue, records, tile_starts, tile_ids, width, height, tile_columns, ba
                     b, c = splat(get(records, base + 9)), splat(get(records, base + 10))
                     red, green = splat(get(records, base + 11)), splat(get(records, base + 12))
                     blue, z = splat(get(records, base + 13)), splat(get(records, base + 14))
-                    number = splat(i4(entry - start + 1))
                     left_bits = get(bits, entry - batch)
                     while left_bits != 0:
                         span = (entry - batch) * WIDTH + np.intp(first_lane(left_bits))
@@ -161,59 +170,64 @@ def blend(queue, records, tile_starts, tile_ids, width, height, tile_columns, ba
                         dx = column + get(spans, span)
                         dy = splat(get(spans, BATCH * WIDTH + span))
                         constant, linear = fma(a * dx, dx, peak), b * dx
-                        o = np.intp(get(span_ints, span))
-                        stop = o + WIDTH * np.intp(get(span_ints, BATCH * WIDTH + span))
+                        o = np.intp(get(span_ints, span)) * _FORWARD
+                        stop = o + np.intp(get(span_ints, BATCH * WIDTH + span)) * _FORWARD
                         while o < stop:
                             exponent = fma(dy, fma(c, dy, linear), constant)
                             shows = exponent >= load(local, _LEAST_EXPONENT)
                             opaque = minimum(exp2(exponent, local), load(local, _MAX_ALPHA))
-                            t = load(T, o)
-                            weight = opaque * t
+                            # A finished pixel has its transmittance negated and takes no more weight.
+                            t = load(pixels, o + _T)
+                            weight = keep(shows & (t > zero), opaque * t)
                             t_next = t - weight
-                            adds = shows & (t_next > load(local, _MIN_TRANSMITTANCE))
-                            weight = keep(adds, weight)
-                            # A finished pixel keeps its transmittance, with the sign set: it fails "adds" from then on.
-                            store(T, o, select(adds, t_next, make_negative_where(shows, t)))
-                            store(D, o, maximum(keep(adds, number), load(D, o)))
-                            store(R, o, fma(weight, red, load(R, o)))
-                            store(G, o, fma(weight, green, load(G, o)))
-                            store(B, o, fma(weight, blue, load(B, o)))
-                            store(Z, o, fma(weight, z, load(Z, o)))
+                            finishes = (t_next <= load(local, _MIN_TRANSMITTANCE)) & (weight > zero)
+                            if lane_bits(finishes) != 0:
+                                weight = select(finishes, zero, weight)
+                                t_next = select(finishes, zero - t, t_next)
+                                ended = select(finishes, splat(i4(entry - start)), load(pixel_ints, o + _END))
+                                store(pixel_ints, o + _END, ended)
+                            store(pixels, o + _T, t_next)
+                            store(pixels, o + _RED, fma(weight, red, load(pixels, o + _RED)))
+                            store(pixels, o + _GREEN, fma(weight, green, load(pixels, o + _GREEN)))
+                            store(pixels, o + _BLUE, fma(weight, blue, load(pixels, o + _BLUE)))
+                            store(pixels, o + _DEPTH, fma(weight, z, load(pixels, o + _DEPTH)))
                             dy = dy + load(local, _ONE)
-                            o += WIDTH
-                if batch_end < end and not _narrow_open_rows(T, strips, open_strips):
+                            o += _FORWARD
+                if batch_end < end and not _narrow_open_rows(pixels, strips, open_strips):
                     break
             most = splat(i4(0))
             for y in range(rows):
                 for strip in range(open_strips):
-                    o, pixel = strip * STRIP_SIZE + y * WIDTH, (y0 + y) * width + x0 + strip * WIDTH
-                    t = absolute(load(T, o))
+                    o, pixel = (strip * TILE_HEIGHT + y) * _FORWARD, (y0 + y) * width + x0 + strip * WIDTH
+                    t = load(pixels, o + _T)
+                    t = maximum(t, zero - t)
                     covered = f4(1) - t
-                    store_triples(rgb, 3 * pixel, fma(t, bg_r, load(R, o)), fma(t, bg_g, load(G, o)), fma(t, bg_b, load(B, o)))
+                    store_triples(rgb, 3 * pixel, fma(t, bg_r, load(pixels, o + _RED)), fma(t, bg_g, load(pixels, o + _GREEN)),
+                                  fma(t, bg_b, load(pixels, o + _BLUE)))  # fmt: skip
                     store(alpha, pixel, covered)
-                    store(depth, pixel, load(Z, o) / maximum(covered, f4(1e-10)))
+                    store(depth, pixel, load(pixels, o + _DEPTH) / maximum(covered, f4(1e-10)))
                     store(transmittance, pixel, t)
-                    store(last_entries, pixel, load(D, o))
-                    most = maximum(load(D, o), most)
+                    store(ends, pixel, load(pixel_ints, o + _END))
+                    most = maximum(load(pixel_ints, o + _END), most)
             store(span_ints, 0, most)
-            entries = i4(0)
+            tile_end = i4(0)
             for k in range(WIDTH):
-                entries = max(entries, span_ints[k])
-            tile_last_entries[tile] = entries
+                tile_end = max(tile_end, span_ints[k])
+            tile_ends[tile] = tile_end
 
 
 @kernel
-def _narrow_open_rows(T, strips, open_strips):
+def _narrow_open_rows(pixels, strips, open_strips):
     """Shrinks every strip's rows to those with an unfinished pixel; false where none is left in the tile."""
     any_open = False
     for strip in range(open_strips):
         if strips[8 + strip] == NO_ROW:
             continue
-        o = strip * STRIP_SIZE
+        base = strip * TILE_HEIGHT * _FORWARD + _T
         first, last = np.intp(strips[8 + strip]), np.intp(strips[16 + strip])
-        while first <= last and lane_bits(load(T, o + WIDTH * first) > f4(0)) == 0:
+        while first <= last and lane_bits(load(pixels, base + first * _FORWARD) > f4(0)) == 0:
             first += 1
-        while last > first and lane_bits(load(T, o + WIDTH * last) > f4(0)) == 0:
+        while last > first and lane_bits(load(pixels, base + last * _FORWARD) > f4(0)) == 0:
             last -= 1
         strips[16 + strip] = f4(last)
         if first > last:
@@ -226,19 +240,20 @@ def _narrow_open_rows(T, strips, open_strips):
 
 @kernel
 def blend_backward(queue, records, tile_starts, tile_ids, tile_pairs, width, height, tile_columns, background, table,
-                   alpha, depth, transmittance, last_entries, tile_last_entries, v_rgb, v_alpha, v_depth, pairs):  # fmt: skip
+                   alpha, depth, transmittance, ends, tile_ends, v_rgb, v_alpha, v_depth, pairs):  # fmt: skip
     """What each Gaussian owes to each tile, for tiles from the queue; the arrays are those of ``blend``.
 
     With g = dLoss/d(log alpha) summed over pixels at offset (x, y) from the centre, a pair receives the sums of g, g x,
     g y, g x^2, g x y, g y^2, then the gradients of red, green, blue and depth. Every pair's slot is written by the one
     thread that has its tile, so the sums do not depend on the number of threads.
     """
-    T, S, D = np.empty(TILE_SIZE, np.float32), np.empty(TILE_SIZE, np.float32), np.zeros(TILE_SIZE, np.int32)
-    VR, VG, VB, VZ = (np.empty(TILE_SIZE, np.float32), np.empty(TILE_SIZE, np.float32),
-                      np.empty(TILE_SIZE, np.float32), np.empty(TILE_SIZE, np.float32))  # fmt: skip
+    pixels = np.zeros(ROWS * _BACKWARD, np.float32)
+    pixel_ints = pixels.view(np.int32)
     strips, bits = np.empty(3 * WIDTH, np.float32), np.empty(BATCH, np.int32)
     spans, span_ints = np.empty(2 * BATCH * WIDTH, np.float32), np.empty(2 * BATCH * WIDTH, np.int32)
-    local = table.copy()
+    local = np.empty(table.size, np.float32)
+    for k in range(table.size):
+        local[k] = table[k]
     # One Gaussian's numbers, each eight times, so that they come as memory operands instead of filling registers.
     red, green, blue, z, c, constant, linear = 0, 8, 16, 24, 32, 40, 48
     own, own_number = np.empty(56, np.float32), np.empty(WIDTH, np.int32)
@@ -257,33 +272,31 @@ def blend_backward(queue, records, tile_starts, tile_ids, tile_pairs, width, hei
             start, end = tile_starts[tile], tile_starts[tile + 1]
             if start == end:
                 continue
-            last = start + tile_last_entries[tile]
+            last = start + tile_ends[tile]
             for entry in range(last, end):
                 slot = np.intp(get(tile_pairs, entry)) * PAIR
                 for k in range(PAIR):
                     put(pairs, slot + k, f4(0))
-            if last == start:
-                continue
             for k in range(WIDTH):
                 strips[k] = f4(WIDTH * k)
             for y in range(rows):
                 for strip in range(open_strips):
-                    o, pixel = strip * STRIP_SIZE + y * WIDTH, (y0 + y) * width + x0 + strip * WIDTH
+                    o, pixel = (strip * TILE_HEIGHT + y) * _BACKWARD, (y0 + y) * width + x0 + strip * WIDTH
                     vr, vg, vb = load_red(v_rgb, 3 * pixel), load_green(v_rgb, 3 * pixel), load_blue(v_rgb, 3 * pixel)
                     t, covered = load(transmittance, pixel), load(alpha, pixel)
                     # depth = sum(w z) / alpha where alpha is not tiny
                     vz = load(v_depth, pixel) / maximum(covered, f4(1e-10))
                     va = load(v_alpha, pixel) - keep(covered > f4(1e-10), vz * load(depth, pixel))
-                    store(T, o, t)
-                    store(VR, o, vr)
-                    store(VG, o, vg)
-                    store(VB, o, vb)
-                    store(VZ, o, vz)
-                    store(S, o, t * (bg_r * vr + bg_g * vg + bg_b * vb - va))
-                    store(D, o, load(last_entries, pixel))
+                    store(pixels, o + _T, t)
+                    store(pixels, o + _V_RED, vr)
+                    store(pixels, o + _V_GREEN, vg)
+                    store(pixels, o + _V_BLUE, vb)
+                    store(pixels, o + _V_DEPTH, vz)
+                    store(pixels, o + _S, t * (bg_r * vr + bg_g * vg + bg_b * vb - va))
+                    store(pixel_ints, o + _V_END, load(ends, pixel))
             for batch in range(start + (last - start - 1) // BATCH * BATCH, start - 1, -BATCH):
                 batch_end = min(batch + BATCH, last)
-                _rows_with_more_entries(D, i4(batch - start), strips, open_strips, rows)
+                _rows_with_more_entries(pixel_ints, i4(batch - start), strips, open_strips, rows)
                 for entry in range(batch, batch_end):
                     prefetch(records, np.intp(get(tile_ids, entry + LOOK_AHEAD)) * RECORD)
                     k = entry - batch
@@ -308,24 +321,25 @@ def blend_backward(queue, records, tile_starts, tile_ids, tile_pairs, width, hei
                         dy = splat(get(spans, BATCH * WIDTH + span))
                         store(own, constant, fma(a * dx, dx, peak))
                         store(own, linear, b * dx)
-                        o = np.intp(get(span_ints, span))
-                        stop = o + WIDTH * np.intp(get(span_ints, BATCH * WIDTH + span))
+                        o = np.intp(get(span_ints, span)) * _BACKWARD
+                        stop = o + np.intp(get(span_ints, BATCH * WIDTH + span)) * _BACKWARD
                         n1, ny = zero, zero
                         while o < stop:
                             exponent = fma(dy, fma(dy, load(own, c), load(own, linear)), load(own, constant))
-                            added = (exponent >= load(local, _LEAST_EXPONENT)) & (load(D, o) > load(own_number, 0))
-                            raw = exp2(exponent, local)
+                            added = (exponent >= load(local, _LEAST_EXPONENT)) & (load(pixel_ints, o + _V_END) > load(own_number, 0))
+                            raw = keep(added, exp2(exponent, local))
                             opaque = minimum(raw, load(local, _MAX_ALPHA))
-                            vr, vg, vb, vz = load(VR, o), load(VG, o), load(VB, o), load(VZ, o)
-                            behind = load(S, o)
+                            vr, vg = load(pixels, o + _V_RED), load(pixels, o + _V_GREEN)
+                            vb, vz = load(pixels, o + _V_BLUE), load(pixels, o + _V_DEPTH)
+                            behind = load(pixels, o + _S)
                             restore = load(local, _ONE) / (load(local, _ONE) - opaque)
-                            t = load(T, o) * select(added, restore, load(local, _ONE))
+                            t = load(pixels, o + _T) * restore
                             shade = fma(vr, load(own, red), fma(vg, load(own, green), fma(vb, load(own, blue), vz * load(own, z))))
-                            weight = keep(added, opaque * t)
+                            weight = opaque * t
                             v_opaque = fnma(behind, restore, t * shade)
-                            g = keep(added & (raw <= load(local, _MAX_ALPHA)), raw * v_opaque)
-                            store(T, o, t)
-                            store(S, o, fma(weight, shade, behind))
+                            g = keep(raw <= load(local, _MAX_ALPHA), raw * v_opaque)
+                            store(pixels, o + _T, t)
+                            store(pixels, o + _S, fma(weight, shade, behind))
                             v_red, v_green = fma(weight, vr, v_red), fma(weight, vg, v_green)
                             v_blue, v_z = fma(weight, vb, v_blue), fma(weight, vz, v_z)
                             gy = g * dy
@@ -333,7 +347,7 @@ def blend_backward(queue, records, tile_starts, tile_ids, tile_pairs, width, hei
                             ny = ny + gy
                             myy = fma(gy, dy, myy)
                             dy = dy + load(local, _ONE)
-                            o += WIDTH
+                            o += _BACKWARD
                         nx = n1 * dx
                         m1, mx, my = m1 + n1, mx + nx, my + ny
                         mxx, mxy = fma(nx, dx, mxx), fma(ny, dx, mxy)
@@ -344,17 +358,17 @@ def blend_backward(queue, records, tile_starts, tile_ids, tile_pairs, width, hei
 
 
 @kernel
-def _rows_with_more_entries(D, number, strips, open_strips, rows):
-    """Sets every strip's rows to those with a pixel that more than ``number`` entries reached."""
+def _rows_with_more_entries(pixel_ints, number, strips, open_strips, rows):
+    """Sets every strip's rows to those with a pixel that more than ``number`` entries could contribute to."""
     for strip in range(WIDTH):
         strips[8 + strip] = NO_ROW
         strips[16 + strip] = f4(-1)
         if strip >= open_strips:
             continue
-        o, first, last = strip * STRIP_SIZE, 0, rows - 1
-        while first <= last and lane_bits(load(D, o + WIDTH * first) > number) == 0:
+        base, first, last = strip * TILE_HEIGHT * _BACKWARD + _V_END, 0, rows - 1
+        while first <= last and lane_bits(load(pixel_ints, base + first * _BACKWARD) > number) == 0:
             first += 1
-        while last > first and lane_bits(load(D, o + WIDTH * last) > number) == 0:
+        while last > first and lane_bits(load(pixel_ints, base + last * _BACKWARD) > number) == 0:
             last -= 1
         if first <= last:
             strips[8 + strip] = f4(first)

@@ -36,8 +36,8 @@ class _View:
     tile_pairs: np.ndarray
     tile_columns: int
     transmittance: np.ndarray
-    last_entries: np.ndarray
-    tile_last_entries: np.ndarray
+    ends: np.ndarray
+    tile_ends: np.ndarray
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -56,7 +56,8 @@ def _render_view(
     columns, rows = -(-padded_width // project.TILE_WIDTH), -(-height // project.TILE_HEIGHT)
 
     colors = np.empty(3 * n, np.float32)
-    conics, records = np.empty(project.CONIC * n, np.float32), np.empty(project.RECORD * n, np.float32)
+    # torch aligns to cache lines, so that a record of 64 bytes is one line
+    conics, records = torch.empty(project.CONIC * n).numpy(), torch.empty(project.RECORD * n).numpy()
     visible, rects, counts = np.empty(n, np.uint8), np.empty(n, np.int64), np.empty(n, np.int32)
     ranges = threads.ranges(n, WIDTH)
     threads.run(sh.colors_from_sh, [(coefficients, bases, means, eye, *r, colors) for r in ranges])
@@ -75,12 +76,12 @@ def _render_view(
     tiles.list_tiles(rects, order, count, columns, pair_starts, tile_starts, tile_ids, tile_pairs)
 
     transmittance = np.empty(height * padded_width, np.float32)
-    last_entries, tile_last_entries = np.empty(height * padded_width, np.int32), np.empty(columns * rows, np.int32)
+    ends, tile_ends = np.empty(height * padded_width, np.int32), np.empty(columns * rows, np.int32)
     call = (np.zeros(1, np.int64), records, tile_starts, tile_ids, padded_width, height, columns, background,
-            blend.constants(), rgb, alpha, depth, transmittance, last_entries, tile_last_entries)  # fmt: skip
+            blend.constants(), rgb, alpha, depth, transmittance, ends, tile_ends)  # fmt: skip
     threads.run(blend.blend, [call] * threads.count)
     return _View(camera, eye, colors, conics, visible, records, pair_starts, tile_starts, tile_ids, tile_pairs, columns,
-                 transmittance, last_entries, tile_last_entries)  # fmt: skip
+                 transmittance, ends, tile_ends)  # fmt: skip
 
 
 def _view_backward(
@@ -91,8 +92,8 @@ def _view_backward(
     n = len(opacities)
     pairs = np.empty(project.PAIR * len(view.tile_pairs), np.float32)
     call = (np.zeros(1, np.int64), view.records, view.tile_starts, view.tile_ids, view.tile_pairs, padded_width, height,
-            view.tile_columns, background, blend.constants(), *images, view.transmittance, view.last_entries,
-            view.tile_last_entries, *v_images, pairs)  # fmt: skip
+            view.tile_columns, background, blend.constants(), *images, view.transmittance, view.ends,
+            view.tile_ends, *v_images, pairs)  # fmt: skip
     threads.run(blend.blend_backward, [call] * threads.count)
     v_means, v_quats, v_scales, v_opacities, v_sh = gradients = [np.empty_like(x) for x in inputs]
     v_colors = np.empty(3 * n, np.float32)

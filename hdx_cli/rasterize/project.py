@@ -50,7 +50,7 @@ from ..simd import (
 RECORD = 16
 CONIC = 8
 PAIR = 10  # what one Gaussian and one tile have to say to each other in the backward pass, see blend.blend_backward
-TILE_WIDTH, TILE_HEIGHT = 32, 32  # px
+TILE_WIDTH, TILE_HEIGHT = 64, 32  # px
 
 LOW_PASS_PX2 = f4(0.3)
 MIN_ALPHA = f4(1 / 255)
