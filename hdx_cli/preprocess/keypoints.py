@@ -236,7 +236,7 @@ def disagreement(first: PosePass, other: PosePass) -> float:
 
 
 def person_box(landmarks: Float[np.ndarray, "33 3"], probability: Float[np.ndarray, "H W"]) -> Box:
-    """x0, y0, x1, y1 in px round the landmarks with a confidence above one half and the probable pixels, in the image."""
+    """x0, y0, x1, y1 in px round the confident landmarks and the probable pixels, in the image."""
     height, width = probability.shape
     rows, columns = (np.flatnonzero((probability > 0.5).any(axis=axis)) for axis in (1, 0))
     points = landmarks[landmarks[:, 2] > 0.5, :2]

@@ -138,7 +138,7 @@ def face_mesh_model(
 def face_model(
     min_confidence: float = 0.5,
 ) -> Iterator[Callable[[UInt8[np.ndarray, "H W 3"]], Float32[np.ndarray, "F 5"]]]:
-    """BlazeFace full range: boxes x0, y0, x1, y1 in px and score [F 5]. It misses faces below about 5 % of the image."""
+    """BlazeFace full range: boxes x0, y0, x1, y1 in px and score [F 5]; misses faces below 5 % of the image."""
     with quiet_stderr():
         import mediapipe as mp
 
@@ -155,6 +155,19 @@ def face_model(
                 return np.array(faces, np.float32).reshape(-1, 5)
 
             yield run
+        finally:
+            model.close()
+
+
+@contextmanager
+def selfie_model() -> Iterator[Callable[[UInt8[np.ndarray, "H W 3"]], Float32[np.ndarray, "H W"]]]:
+    """Selfie segmentation (general, 256 x 256): probability that a pixel belongs to any person or what they hold."""
+    with quiet_stderr():
+        import mediapipe as mp
+
+        model = mp.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
+        try:
+            yield lambda image: np.array(model.process(np.ascontiguousarray(image)).segmentation_mask, np.float32)
         finally:
             model.close()
 

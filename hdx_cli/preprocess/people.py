@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from ..observation import Keypoints
-from .keypoints import INDEX, Box, Person, PoseRunner, body_height_px, detect_in_window, padded, to_bytes
+from .keypoints import INDEX, Person, PoseRunner, body_height_px, detect_in_window, padded, to_bytes
 from .mediapipe_models import face_model, pose_model
 
 _HEAD = slice(0, INDEX["left_shoulder"])
@@ -148,7 +148,7 @@ def _person_of_face(
 
 
 def _told_apart(run: PoseRunner, image: UInt8[np.ndarray, "H W 3"], people: list[Person]) -> list[Person]:
-    """Everybody looked at once more with the others painted out; a pixel that two claim is the nearer (larger) one's."""
+    """Everybody looked at once more with the others painted out; what two claim is the larger one's."""
     heights = [body_height_px_of(person) for person in people]
     apart = []
     for person, height in zip(people, heights, strict=True):
