@@ -6,10 +6,12 @@ Images are PNG so that a person can look at them; arrays are .npz without pickle
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 
 from .bodies.base import Body, BodyFit, BodyPose
@@ -17,6 +19,7 @@ from .camera import Cameras
 from .errors import InputRejected
 from .images import save_image
 from .observation import Keypoints, Observation, Photo
+from .progress import Progress
 
 
 def save_observation(folder: Path, observation: Observation) -> None:
@@ -86,6 +89,20 @@ def load_body_fit(path: Path) -> BodyFit:
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from None
+
+
+def save_views(
+    folder: Path, cameras: Cameras, pictures: Iterable[UInt8[np.ndarray, "H W 4"]], progress: Progress
+) -> None:
+    """``00.png``, ``01.png``, ... (straight RGBA) and ``cameras.json`` with viewmats (world to camera), Ks and size."""
+    folder.mkdir()
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{index:02d}.png", compress_level=3)
+        progress.advance()
+    described = {
+        "viewmats": cameras.viewmats.tolist(), "Ks": cameras.Ks.tolist(), "width": cameras.width, "height": cameras.height,
+    }  # fmt: skip
+    (folder / "cameras.json").write_text(json.dumps(described) + "\n", encoding="utf-8")
 
 
 def _pixels(path: Path) -> np.ndarray:

@@ -18,8 +18,8 @@ from .run_folder import Made, RunFolder
 if TYPE_CHECKING:
     from .observation import Photo
 
-AVATAR, PLY, PREVIEW = "coarse/avatar.safetensors", "exports/avatar.ply", "exports/preview.png"
-VIEWS = 8
+AVATAR, PLY, PREVIEW = "coarse/avatar.safetensors", "exports/avatar.ply", "preview.png"
+SHEET_VIEWS, ORBIT_VIEWS = 8, 18
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,14 @@ def fit_body(run: RunFolder, options: Options, progress: Progress = Silent()) ->
 
 
 def fit_coarse(run: RunFolder, options: Options, progress: Progress = Silent()) -> Made:
-    """``observation/`` and ``body.npz`` -> ``coarse/``: the avatar file and ``report.json``."""
+    """``observation/`` and ``body.npz`` -> ``coarse/``: the avatar file, 18 views of it and ``report.json``."""
 
     def write(folder: Path) -> dict[str, Any]:
         from .avatars import explicit
         from .avatars.avatar_file import confidence_by_part, write_avatar
+        from .avatars.turntable import views_of
         from .bodies import anny
-        from .run_files import load_body_fit, load_observation
+        from .run_files import load_body_fit, load_observation, save_views
 
         observation, fit = load_observation(run.path / "observation"), load_body_fit(run.path / "body.npz")
         chosen = {name: getattr(options, name) for name in ("gaussians", "iterations") if getattr(options, name) is not None}
@@ -114,6 +115,8 @@ def fit_coarse(run: RunFolder, options: Options, progress: Progress = Silent()) 
             observation, fit, anny.load(), explicit.Settings(**chosen), progress=progress, seed=options.seed
         )
         write_avatar(folder, avatar)
+        progress.start("views", ORBIT_VIEWS)
+        save_views(folder / "views", *views_of(avatar.gaussians(), fit.camera, ORBIT_VIEWS), progress)
         report = {"scores": avatar.scores, "confidence": confidence_by_part(avatar), "gaussians": len(avatar.canonical)}
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return report
@@ -191,7 +194,7 @@ def render(run: RunFolder, film: Film = Film(), path: Path | None = None, progre
 
 
 def preview(run: RunFolder, device: str = "cpu") -> Made:
-    """``observation/`` and ``coarse/`` -> ``exports/preview.png``: the photo, eight views and the scores."""
+    """``observation/`` and ``coarse/`` -> ``preview.png``: the photo, eight views and the scores."""
     coarse = run.require("coarse", f"hdx fit-coarse {run.path}")
 
     def write(partial: Path) -> None:
@@ -206,14 +209,14 @@ def preview(run: RunFolder, device: str = "cpu") -> Made:
         from .run_files import load_observation
 
         gaussians = read_avatar(coarse).gaussians().to(device)
-        azimuths = torch.arange(VIEWS) * (2 * math.pi / VIEWS)
+        azimuths = torch.arange(SHEET_VIEWS) * (2 * math.pi / SHEET_VIEWS)
         cameras = cameras_round(gaussians, 320, 480, azimuths)
         views = np.stack(list(frames(gaussians, cameras, torch.ones(3)))).astype(np.float32) / 255
         titles = [f"{round(math.degrees(azimuth))}\N{DEGREE SIGN}" for azimuth in azimuths]
         photo = load_observation(run.path / "observation").photo.rgb
         contact_sheet(photo, views, titles, shown_scores(run)).save(partial)
 
-    return run.make(PREVIEW, {"views": VIEWS}, ["observation", "coarse"], write)
+    return run.make(PREVIEW, {"views": SHEET_VIEWS}, ["observation", "coarse"], write)
 
 
 def shown_scores(run: RunFolder) -> list[tuple[str, str]]:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-import hdx_cli.avatars
+import hdx_cli.export
 from hdx_cli.avatars import avatar_file
 from hdx_cli.avatars.avatar_file import confidence_by_part, read_avatar, read_description, write_avatar
 from hdx_cli.avatars.base import rotation_matrices
 from hdx_cli.bodies.base import BodyPose
 from hdx_cli.errors import InputRejected
 
-FORMAT = Path(hdx_cli.avatars.__file__).parent / "FORMAT.md"
+FORMAT = Path(hdx_cli.export.__file__).parent / "FORMAT.md"
 
 
 def test_reading_gives_back_what_was_written(tmp_path: Path, toy_avatar) -> None:

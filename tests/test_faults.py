@@ -21,7 +21,7 @@ from hdx_cli.cli.app import SAMPLE
 
 QUICK = ("--gaussians", "3000", "--iterations", "2")
 PRODUCTS = ("observation/cutout.png", "body.npz", "coarse/avatar.safetensors", "coarse/report.json", "exports/avatar.ply",
-            "exports/turntable.mp4", "exports/preview.png")  # fmt: skip
+            "exports/turntable.mp4", "preview.png", "coarse/views/17.png", "coarse/views/cameras.json")  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The avatar file: Gaussians, rig and weights in one documented, versioned form that stays animatable elsewhere.
 
-``avatar.safetensors`` holds the arrays, ``avatar.json`` beside it says what they mean; see ``FORMAT.md`` in this folder.
+``avatar.safetensors`` holds the arrays, ``avatar.json`` beside it says what they mean; see ``export/FORMAT.md``.
 """
 
 from __future__ import annotations

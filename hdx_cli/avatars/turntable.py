@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from ..camera import Cameras, turntable
+from ..camera import Cameras, orbit_of, turntable
 from ..gaussians import Gaussians
 from ..rasterize import rasterize
 
@@ -33,6 +33,27 @@ def cameras_round(
     tall = tall * math.cos(elevation_rad) + 2 * radius * abs(math.sin(elevation_rad))
     span_m = max(tall, 2 * radius * height / width)
     return turntable(centre, span_m, width, height, azimuths_rad, elevation_rad)
+
+
+def views_of(
+    gaussians: Gaussians, camera: Cameras, views: int, height_px: int = 960
+) -> tuple[Cameras, Iterator[UInt8[np.ndarray, "H W 4"]]]:
+    """The orbit of the photo's camera (Eq. 2 of HumanDreamer-X), closed in on the person, and RGBA pictures from it.
+
+    One window serves all views: it holds the upright cylinder round the person, which looks the same from every azimuth.
+    """
+    radius = float(_quantiles(gaussians.means[:, [0, 2]].norm(dim=1), torch.tensor([1 - STRAY]))[0])
+    low, high = _quantiles(gaussians.means[:, 1], torch.tensor([STRAY, 1 - STRAY]))
+    angles = torch.linspace(0, 2 * math.pi, 65)[:-1]
+    rim = torch.stack([radius * torch.sin(angles), torch.zeros_like(angles), radius * torch.cos(angles)], dim=1)
+    pixels, _ = camera.project(torch.cat([rim + torch.tensor([0, low, 0]), rim + torch.tensor([0, high, 0])]))
+    (x0, y0), (x1, y1) = pixels[0].min(0).values, pixels[0].max(0).values
+    margin = 0.05 * float(y1 - y0)
+    x0, y0, x1, y1 = float(x0) - margin, float(y0) - margin, float(x1) + margin, float(y1) + margin
+    scale = height_px / (y1 - y0)
+    width = 2 * math.ceil((x1 - x0) * scale / 2)
+    cameras = orbit_of(camera.resampled(scale, x0, y0, width, height_px), views)
+    return cameras, frames(gaussians, cameras, None)
 
 
 def frames(
