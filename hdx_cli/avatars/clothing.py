@@ -13,8 +13,9 @@ from ..bodies.base import PARTS
 from ..camera import Cameras
 from ..mesh import depth_buffer, uniform_laplacian, vertex_normals
 
-INWARD_M, OUTWARD_M = -0.03, 0.16  # a fitted body is at most this much too fat; a coat or a hairdo sticks out this far
-MATCH_M = 0.20  # outlines further apart than this belong to different things
+INWARD_M, OUTWARD_M = -0.03, 0.13  # a fitted body is at most this much too fat; a coat or a hairdo sticks out this far
+SHOE_M = 0.035  # a shoe is this much larger than its foot
+MATCH_M = 0.12  # an outline further away than this belongs to something else: a bag, a wide skirt
 STIFFNESS = (300.0, 30.0)  # weight of the bending energy, first and last round: smooth first, detail later
 RIGID = 30.0  # pull to zero of hands and face, which clothes do not cover
 LOOSE = 2e-3  # pull to zero elsewhere
@@ -70,6 +71,7 @@ def displacement(
 
     face_front = (parts == PARTS.index("head")) & (facing > 0.1)
     hands = parts == PARTS.index("hand")
+    outward_limit = np.where(parts == PARTS.index("foot"), SHOE_M, OUTWARD_M)
     anchors = np.where(face_front | hands, RIGID, LOOSE)
     laplacian = uniform_laplacian(faces, len(vertices))
     bending = (laplacian.T @ laplacian).tocsc()
@@ -100,7 +102,7 @@ def displacement(
         stiffness = STIFFNESS[0] * (STIFFNESS[1] / STIFFNESS[0]) ** (step / (ROUNDS - 1))
         system = (sp.diags(diagonal + anchors) + stiffness * bending).tocsc()
         delta = sparse_linalg.spsolve(system, right, permc_spec="MMD_AT_PLUS_A")
-        delta = np.clip(delta, INWARD_M, OUTWARD_M)
+        delta = np.clip(delta, INWARD_M, outward_limit)
     return delta
 
 

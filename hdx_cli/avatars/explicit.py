@@ -24,7 +24,7 @@ from . import clothing, surface, unseen
 from .base import Avatar, axes_of_factors, blend, inverse_transforms, posed, strongest
 from .optimize import fit_image
 
-VISIBLE_PX = 0.25  # a Gaussian that makes less of the photo than this, in pixels, is not seen in it
+SHOWN = 0.25  # a Gaussian of which less than this share shows in the photo is not seen in it
 SEEN_SHARE = 0.58  # of the Gaussians, for what the photo shows
 HEAD, HAND = PARTS.index("head"), PARTS.index("hand")
 
@@ -145,11 +145,10 @@ def fit_coarse(
     target_rgb, target_alpha = torch.from_numpy(rgb), torch.from_numpy(alpha)
     gaussians = fit_image(
         gaussians, camera, target_rgb, target_alpha, settings.iterations, generator,
-        free=visibility(gaussians, camera)[0] > VISIBLE_PX, progress=progress,
+        free=torch.from_numpy(made_by_photo > 0) | (_shown(gaussians, camera) > SHOWN), progress=progress,
     )  # fmt: skip
-    weight_px = visibility(gaussians, camera)[0].numpy()
-    # what the sheet made counts as seen however small it is; of the rest only what shows through as a whole pixel or more
-    seen_share = np.maximum(made_by_photo, np.clip(weight_px, 0.0, 1.0) * (weight_px > VISIBLE_PX)).astype(np.float32)
+    shown = _shown(gaussians, camera).numpy()
+    seen_share = np.maximum(made_by_photo, np.where(shown > SHOWN, shown, 0.0)).astype(np.float32)
 
     to_photo = blend(joint_indices, joint_weights, transforms)
     avatar = Avatar(
@@ -175,6 +174,15 @@ def photo_scores(
         "front_psnr_window_db": float(psnr(rendered.rgb[0], target)),
         "silhouette_iou": float((inside & covered).sum() / (inside | covered).sum()),
     }
+
+
+def _shown(gaussians: Gaussians, camera: Cameras) -> Float[torch.Tensor, "N"]:
+    """Share of every Gaussian that shows in the photo, in [0, 1]: its blending weight over its own footprint."""
+    depth = camera.project(gaussians.means)[1][0]
+    largest = gaussians.scales.sort(dim=1).values[:, 1:] * camera.Ks[0, 0, 0] / depth[:, None]
+    # 0.3 px^2 is the rasteriser's low-pass
+    footprint_px = 2 * torch.pi * torch.sqrt((largest**2 + 0.3).prod(dim=1))
+    return (visibility(gaussians, camera)[0] / footprint_px).clamp(0.0, 1.0)
 
 
 def _weights(model: BodyModel, points: surface.Points) -> np.ndarray:
@@ -207,6 +215,9 @@ def _unseen_colours(rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, 
     pixels = seen.pixels[face].astype(int)
     lends[pixels[:, 1], pixels[:, 0]] = False
     colours = unseen.see_through(rgb, limb, lends, hidden.pixels, hidden_parts)
+    nape = hidden_parts == PARTS.index("neck")
+    wrapped = unseen.round_the_neck(rgb, limb, alpha, hidden.pixels[nape])
+    colours[nape] = np.where(np.isnan(wrapped), colours[nape], wrapped)
     level = (canonical[1][:, 1] - low) / (high - low)
     jaw = (level < 0.45) & (canonical[1][:, 2] > head_vertices[:, 2].mean() - 0.03)
     back_of_head = (hidden_parts == HEAD) & ~jaw

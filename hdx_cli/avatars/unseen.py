@@ -38,8 +38,9 @@ RELATIVES = {
     "lower_leg": ("upper_leg", "torso"),
     "foot": ("lower_leg", "upper_leg"),
 }
+PREFILTER_PX = 1.2  # the far side has a quarter of the photo's points
 EDGE_PX = 2  # colours this close to the matte's edge or to another limb still carry its neighbour's colour
-HAIR_NEIGHBOURS = 8
+HAIR_NEIGHBOURS = 16
 RING = 0.18  # how far the flanks reach inwards, in trunk widths
 SAME_LAB = 9.0  # colours closer than this in CIE Lab are of the same cloth
 DISTINCT_LAB = 14.0  # hair and skin closer than this in CIE Lab cannot be told apart by colour
@@ -73,7 +74,7 @@ def see_through(
             continue
         right_behind = np.isin(limb, [PARTS.index(lender) for lender in LENDERS[name]]) & person & source
         direct = mine & right_behind[row, column]
-        colours[direct] = image[row[direct], column[direct]]
+        colours[direct] = smoothed(image, right_behind)[row[direct], column[direct]]
         elsewhere = mine & ~direct
         for lender in (name, *RELATIVES[name], None):
             lent = (limb >= 0 if lender is None else limb == PARTS.index(lender)) & source
@@ -84,10 +85,49 @@ def see_through(
                     (~lent).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
                 )
                 lookup = np.zeros((labels.max() + 1, 3))
-                lookup[labels[lent]] = image[lent]
+                lookup[labels[lent]] = smoothed(image, lent)[lent]
                 colours[elsewhere] = lookup[labels[row[elsewhere], column[elsewhere]]]
                 break
     return colours
+
+
+def smoothed(image: Float[np.ndarray, "H W 3"], mask: np.ndarray) -> Float[np.ndarray, "H W 3"]:
+    """``image`` without the detail that the sparser far side cannot carry; pixels outside ``mask`` lend nothing."""
+    weight = mask.astype(np.float64)
+    blurred = cv2.GaussianBlur(image * weight[..., None], (0, 0), PREFILTER_PX)
+    weight = cv2.GaussianBlur(weight, (0, 0), PREFILTER_PX)
+    return np.where(mask[..., None], blurred / np.maximum(weight, 1e-6)[..., None], image)
+
+
+def round_the_neck(
+    image: Float[np.ndarray, "H W 3"],
+    limb: Int[np.ndarray, "H W"],
+    alpha: Float[np.ndarray, "H W"],
+    pixels: Float[np.ndarray, "Q 2"],
+) -> Float[np.ndarray, "Q 3"]:
+    """Colours [Q 3] for the nape: what shows at the two sides of the neck at that height, hair if it is long and else skin.
+
+    Args:
+        image, limb, alpha: as for ``see_through``.
+        pixels: where the unseen points project to [Q 2] px.
+    """
+    height, width = limb.shape
+    neck = np.isin(limb, [PARTS.index("neck"), PARTS.index("head")]) & (alpha > 0.9)
+    # away from hems and shoulders: rows in which neck, and nothing else, reaches the matte's edge
+    rows = np.nonzero((limb == PARTS.index("neck")).any(1) & neck.any(1))[0]
+    colours = np.full((len(pixels), 3), np.nan)
+    if len(rows) == 0:
+        return colours
+    sides = np.zeros((height, 2, 3))
+    for row in rows:
+        columns = np.nonzero(neck[row])[0]
+        inset = min(EDGE_PX + 1, len(columns) // 3)
+        for side, column in enumerate((columns[inset], columns[-1 - inset])):
+            sides[row, side] = image[row, max(0, column - 1) : column + 2].mean(0)
+    row = rows[np.abs(rows[None] - pixels[:, 1:2]).argmin(1)]
+    middle = 0.5 * (neck[row].argmax(1) + width - 1 - neck[row][:, ::-1].argmax(1))
+    share = np.clip(0.5 + (pixels[:, 0] - middle) / np.maximum(neck[row].sum(1), 1), 0, 1)[:, None]
+    return sides[row, 0] * (1 - share) + sides[row, 1] * share
 
 
 def nearest_seen(
@@ -154,8 +194,8 @@ def hair(
 ) -> Float[np.ndarray, "Q 3"]:
     """Colours [Q 3] for unseen points of the head.
 
-    Lenders are the seen points of the head that are not face. Where the crown's colour differs from the face's, lenders that
-    look like the face (ears, a bald temple) are left out too. Points look for lenders as if mirrored to the front.
+    Lenders are the seen points of the head that are not face. Where the crown's colour differs from the face's, lower lenders
+    that look like the face (ears, jaw) are left out too. What is nearest to the far side is the rim that the photo shows of it, so the rim's colours meet behind.
 
     Args:
         points: unseen points in the rest pose [Q 3]; lenders, colours: seen points of the head [P 3].
@@ -168,14 +208,14 @@ def hair(
         lab = cv2.cvtColor(np.clip(colours, 0, 1).astype(np.float32)[None], cv2.COLOR_RGB2LAB)[0]
         crown_lab, face_lab = np.median(lab[crown], axis=0), np.median(lab[face], axis=0)
         if np.linalg.norm(crown_lab - face_lab) > DISTINCT_LAB:
-            like_crown = np.linalg.norm(lab - crown_lab, axis=1) < 0.7 * np.linalg.norm(lab - face_lab, axis=1)
-            usable = usable & like_crown
+            distinct = max(DISTINCT_LAB, 0.5 * np.linalg.norm(crown_lab - face_lab))
+            # what lies high is hair or hat whatever its colour: a straw hat looks much like skin
+            high = lenders[:, 1] > 0.6 * crown_m + 0.4 * centre_m[1]
+            usable = usable & (high | (np.linalg.norm(lab - face_lab, axis=1) > distinct))
     if usable.sum() < 20:
         usable = crown if crown.sum() >= 20 else np.ones(len(lenders), bool)
-    mirrored = points.copy()
-    mirrored[:, 2] = centre_m[2] + np.abs(mirrored[:, 2] - centre_m[2])
     neighbours = min(HAIR_NEIGHBOURS, int(usable.sum()))
-    distance, index = cKDTree(lenders[usable]).query(mirrored, k=neighbours)
+    distance, index = cKDTree(lenders[usable]).query(points, k=neighbours)
     distance, index = distance.reshape(len(points), neighbours), index.reshape(len(points), neighbours)
     weight = 1.0 / (distance + 0.005)
     return np.einsum("qk,qka->qa", weight / weight.sum(1, keepdims=True), colours[usable][index])
