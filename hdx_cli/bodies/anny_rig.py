@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 
 from .anny import AnnyBody
 from .kinematics import RiggedPoints
-from .rig import DIRECTION_NAMES, DIRECTIONS, FACE_POINTS, LANDMARKS, Calibration, FitRig, Limb
+from .rig import (
+    BODY_DIRECTIONS, DIRECTION_NAMES, DIRECTIONS, FACE_POINTS, LANDMARKS, Calibration, FitRig, Limb,
+)  # fmt: skip
 
 CALIBRATION = Path(__file__).with_name("anny_calibration.json")
 SIDES = {"left": "L", "right": "R"}
@@ -48,23 +50,23 @@ def landmark_bases() -> list[tuple[str, str]]:
 def load_calibration(path: Path = CALIBRATION) -> tuple[Float[np.ndarray, "L 3"], Calibration]:
     """Offsets of the landmarks from their bases in metres [L 3], and the detectors' calibration."""
     values = json.loads(path.read_text(encoding="utf-8"))
-    calibration = Calibration(
-        sigma=np.array(values["landmark_sigma"]),
-        direction_gain=np.array(values["direction_gain"]),
-        direction_bias=np.array(values["direction_bias"]),
-        direction_sigma=np.array(values["direction_sigma"]),
-    )
+    fields = {name: np.array(value) for name, value in values.items() if name != "landmark_offset_m"}
+    calibration = Calibration(**fields)
     return np.array(values["landmark_offset_m"]), calibration
 
 
 def uncalibrated() -> tuple[Float[np.ndarray, "L 3"], Calibration]:
     """Landmarks taken at face value, with plausible noise."""
-    count = len(DIRECTIONS)
+    body, fine = 3 * BODY_DIRECTIONS, len(DIRECTIONS) - BODY_DIRECTIONS
     calibration = Calibration(
-        np.full(LANDMARKS, 0.006),
-        np.tile(np.eye(3), (count, 1, 1)),
-        np.zeros((count, 3)),
-        np.full((count, 3), 0.15),
+        sigma=np.full(LANDMARKS, 0.006),
+        body_mean=np.zeros(body),
+        body_gain=np.zeros((body, body)),
+        body_bias=np.zeros(body),
+        body_reach=1.0,
+        fine_gain=np.zeros((fine, 3, 3)),
+        fine_bias=np.zeros((fine, 3)),
+        direction_sigma=np.full((len(DIRECTIONS), 3), 0.15),
     )
     return np.zeros((LANDMARKS, 3)), calibration
 

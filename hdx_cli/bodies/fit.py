@@ -50,6 +50,7 @@ OUTLINE_INFORMATION = 60.0  # independent measurements that the whole outline is
 OUTLINE_WEIGHT = 2.0
 OUTLINE_ROUNDS, OUTLINE_STEPS = 6, 3
 DIRECTION_STEPS, LANDMARK_STEPS = 12, 15
+HAND_AGREEMENT = 0.3  # cosine
 SITTING_RAD = math.radians(50)
 
 
@@ -143,9 +144,15 @@ def gather_evidence(
             hint="take a photo that shows more of the person",
         )
     world = keypoints.world.astype(float)
-    height_px = BLAZEPOSE_HEIGHT_M * _px_per_m(keypoints.pixels[seen, :2].astype(float), world[seen, :2])
     root = _body_axes(world)
     directions, sigma, direction_confidence = calibrated_directions(rig, points, confidence, root)
+    for side, first in (("left", LEFT_HAND), ("right", RIGHT_HAND)):
+        # The hand model sometimes takes a hand for one of the other side; BlazePose then contradicts it.
+        palm = DIRECTION_NAMES.index(f"{side}_palm_across")
+        if directions[palm] @ directions[DIRECTION_NAMES.index(f"{side}_knuckles")] < HAND_AGREEMENT:
+            confidence[first : first + HAND_LANDMARKS] = 0
+            direction_confidence[[palm, DIRECTION_NAMES.index(f"{side}_palm")]] = 0
+    height_px = BLAZEPOSE_HEIGHT_M * _px_per_m(keypoints.pixels[seen, :2].astype(float), world[seen, :2])
     thighs = directions[[DIRECTION_NAMES.index(f"{side}_upper_leg") for side in ("left", "right")]]
     sitting = (np.arccos(np.clip(thighs[:, 1], -1, 1)) > SITTING_RAD).all()
     feet_seen = confidence[[27, 28, 31, 32]].min() > 0.4
@@ -224,9 +231,7 @@ def calibrated_directions(
     vectors = direction_matrix() @ points
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     turn = yaw_frame(root)
-    calibration = rig.calibration
-    corrected = np.einsum("nab,nb->na", calibration.direction_gain, units @ turn) + calibration.direction_bias
-    corrected /= np.maximum(np.linalg.norm(corrected, axis=1, keepdims=True), 1e-9)
+    corrected = rig.calibration.corrected(units @ turn)
     certainty = np.zeros(len(DIRECTIONS))
     for index, (_, start, end) in enumerate(DIRECTIONS):
         lowest = min(confidence[[*start, *end]].min(), 1.0)
@@ -234,7 +239,7 @@ def calibrated_directions(
             # BlazePose guesses what it does not see, and its guess is better than none
             lowest = 0.35 + 0.65 * lowest
         certainty[index] = lowest
-    return corrected @ turn.T, calibration.direction_sigma, certainty
+    return corrected @ turn.T, rig.calibration.direction_sigma, certainty
 
 
 def limb_guess(rig: FitRig, evidence: Evidence) -> Float[np.ndarray, "D"]:

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .kinematics import Posed, RiggedPoints, pose_skeleton, posed_points, posed_points_jacobian
-from .rig import TORSO, FitRig, direction_matrix
+from .rig import LANDMARKS, POSE_LANDMARKS, TORSO, FitRig, direction_matrix
 
 FEET = [29, 30, 31, 32]  # heels and toes among the landmarks
-LANDMARK_REACH = 0.05  # beyond 5 % of the height a landmark is more likely wrong than unlucky
+# Beyond these shares of the height a landmark is more likely wrong than unlucky; hands and faces are small.
+LANDMARK_REACH = np.where(np.arange(LANDMARKS) < POSE_LANDMARKS, 0.05, 0.02)
 DIRECTION_REACH = 0.9
 UPRIGHT_REACH_RAD = 0.35
 UPRIGHT_SIGMA_RAD = 0.06

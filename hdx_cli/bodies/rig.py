@@ -60,6 +60,7 @@ DIRECTIONS: tuple[tuple[str, list[int], list[int]], ...] = (
     ("face_forward", _face(234, 454), _face(1, 4)),
 )
 DIRECTION_NAMES = tuple(name for name, _, _ in DIRECTIONS)
+BODY_DIRECTIONS = DIRECTION_NAMES.index("left_palm")  # those of BlazePose come first
 TORSO = DIRECTION_NAMES.index("torso")
 # The far-side partner of every landmark and direction: swaps left and right.
 _POSE_PAIRS = [(1, 4), (2, 5), (3, 6), (7, 8), (9, 10)] + [(i, i + 1) for i in range(11, 33, 2)]
@@ -104,15 +105,31 @@ class Calibration:
 
     Attributes:
         sigma: 2D noise of every landmark as a share of the body height [L].
-        direction_gain, direction_bias: what a measured direction d must become, gain @ d + bias, in axes that are turned
-            about the vertical so that x runs from the right shoulder and hip to the left ones [N 3 3], [N 3].
+        body_mean, body_gain, body_bias: what the B body directions need added, bias + gain @ (all of them - mean), as one
+            vector, in axes turned about the vertical so that x is the body's left [3B], [3B 3B], [3B].
+        body_reach: distance from the mean beyond which people were not measured; the gain does not extrapolate.
+        fine_gain, fine_bias: the same for every direction of the hands and the face by itself [E 3 3], [E 3].
         direction_sigma: noise after that along camera x, y and depth [N 3].
     """
 
     sigma: Float[np.ndarray, "L"]
-    direction_gain: Float[np.ndarray, "N 3 3"]
-    direction_bias: Float[np.ndarray, "N 3"]
+    body_mean: Float[np.ndarray, "3B"]
+    body_gain: Float[np.ndarray, "3B 3B"]
+    body_bias: Float[np.ndarray, "3B"]
+    body_reach: float
+    fine_gain: Float[np.ndarray, "E 3 3"]
+    fine_bias: Float[np.ndarray, "E 3"]
     direction_sigma: Float[np.ndarray, "N 3"]
+
+    def corrected(self, directions: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
+        """Measured unit directions in yaw axes, freed of the detectors' biases."""
+        body, fine = directions[:BODY_DIRECTIONS].reshape(-1), directions[BODY_DIRECTIONS:]
+        away = body - self.body_mean
+        away = away * min(1.0, self.body_reach / max(np.linalg.norm(away), 1e-9))
+        body = (body + self.body_bias + self.body_gain @ away).reshape(-1, 3)
+        fine = fine + self.fine_bias + np.einsum("nab,nb->na", self.fine_gain, fine)
+        both = np.concatenate([body, fine])
+        return both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-9)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from ..bodies import anny
 from ..bodies.anny_rig import CALIBRATION, landmark_bases
 from ..bodies.fit import _body_axes, _landmark_arrays, _px_per_m, yaw_frame
 from ..bodies.rig import (
-    DIRECTIONS, LANDMARKS, POSE_LANDMARKS, direction_matrix, mirrored_directions,
+    BODY_DIRECTIONS, DIRECTIONS, LANDMARKS, POSE_LANDMARKS, Calibration, direction_matrix, mirrored_directions,
     mirrored_landmarks,
 )  # fmt: skip
 from .synthetic_people import Case, load_case
 
 MIRROR = np.array([-1.0, 1, 1])
+BODY_RIDGE, FINE_RIDGE = 0.005, 0.02
 ROBUST_SIGMA = 0.01  # share of the height beyond which a landmark counts as missed
 
 
@@ -53,15 +54,8 @@ def measure(cases: list[Path]) -> dict[str, list]:
         samples.append((case, base, rotations, pixels, points, confidence, height_px))
     offsets = _offsets([s for s in samples if s[0].view == "front"])
     sigma = _landmark_sigma(samples, offsets)
-    gain, bias, direction_sigma = _directions(samples, offsets)
-    rounded = {
-        "landmark_offset_m": offsets,
-        "landmark_sigma": sigma,
-        "direction_gain": gain,
-        "direction_bias": bias,
-        "direction_sigma": direction_sigma,
-    }
-    return {name: np.round(value, 5).tolist() for name, value in rounded.items()}
+    values = {"landmark_offset_m": offsets, "sigma": sigma} | _directions(samples, offsets)
+    return {name: np.round(value, 5).tolist() for name, value in values.items()}
 
 
 def _offsets(samples: list, steps: int = 15) -> Float[np.ndarray, "L 3"]:
@@ -101,8 +95,12 @@ def _landmark_sigma(samples: list, offsets: Float[np.ndarray, "L 3"]) -> Float[n
     return np.maximum(1.4826 * np.nanmedian(np.abs(both), axis=(0, 2)), 0.002)
 
 
-def _directions(samples: list, offsets: Float[np.ndarray, "L 3"]):
-    """Ridge regression of true on measured directions in yaw axes, and the noise that remains along camera axes."""
+def _directions(samples: list, offsets: Float[np.ndarray, "L 3"]) -> dict[str, np.ndarray]:
+    """Robust ridge regression of what measured directions lack, in yaw axes, and the noise that remains.
+
+    A body direction is corrected from all body directions (across people this halves the trunk's error that a bias of
+    its own leaves), those of hands and face from themselves.
+    """
     mirror, sign = mirrored_directions()
     matrix = direction_matrix()
     measured, true, turns, counted = [], [], [], []
@@ -110,30 +108,56 @@ def _directions(samples: list, offsets: Float[np.ndarray, "L 3"]):
         turn = yaw_frame(_body_axes(case.keypoints.world.astype(float)))
         actual = _units(matrix @ (base + np.einsum("lab,lb->la", rotations, offsets))) @ turn
         found = _units(matrix @ points) @ turn
-        known = np.array([confidence[[*a, *b]].min() > 0.5 for _, a, b in DIRECTIONS])
+        known = np.array([confidence[[*a, *b]].min() > 0.3 for _, a, b in DIRECTIONS])
         measured += [found, found[mirror] * sign[:, None] * MIRROR]
         true += [actual, actual[mirror] * sign[:, None] * MIRROR]
         turns += [turn, turn * np.outer(MIRROR, MIRROR)]
         counted += [known, known[mirror]]
     measured, true, turns, counted = map(np.array, (measured, true, turns, counted))
-    gain, bias = np.tile(np.eye(3), (len(DIRECTIONS), 1, 1)), np.zeros((len(DIRECTIONS), 3))
-    sigma = np.zeros((len(DIRECTIONS), 3))
+    body = measured[:, :BODY_DIRECTIONS].reshape(len(measured), -1)
+    body_mean = body.mean(axis=0)
+    away = np.linalg.norm(body - body_mean, axis=1)
+    rows = 3 * BODY_DIRECTIONS
+    fine = len(DIRECTIONS) - BODY_DIRECTIONS
+    values = {
+        "body_mean": body_mean,
+        "body_reach": np.quantile(away, 0.98),
+        "body_gain": np.zeros((rows, rows)),
+        "body_bias": np.zeros(rows),
+        "fine_gain": np.zeros((fine, 3, 3)),
+        "fine_bias": np.zeros((fine, 3)),
+    }
     for n in range(len(DIRECTIONS)):
-        rows = counted[:, n]
-        x, y, turn = measured[rows, n], true[rows, n], turns[rows]
-        weight = np.ones(len(x))
-        for _ in range(5):
-            features = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-            # the ridge pulls the gain to the identity and leaves the bias free
-            ridge = np.diag([0.02 * len(x)] * 3 + [1e-6])
-            normal = (features.T * weight) @ features + ridge
-            solution = np.linalg.solve(normal, (features.T * weight) @ (y - x))
-            gain[n], bias[n] = np.eye(3) + solution[:3].T, solution[3]
-            rest = y - _units(x @ gain[n].T + bias[n])
-            weight = 1 / (1 + (rest**2).sum(axis=1) / 0.25**2) ** 2
-        along_camera = np.einsum("nab,nb->na", turn, rest)
-        sigma[n] = 1.4826 * np.median(np.abs(along_camera), axis=0)
-    return gain, bias, np.maximum(sigma, 0.02)
+        known = counted[:, n]
+        of_body = n < BODY_DIRECTIONS
+        features = (body - body_mean)[known] if of_body else measured[known, n]
+        gain, bias = _robust_ridge(features, (true - measured)[known, n], BODY_RIDGE if of_body else FINE_RIDGE)
+        if of_body:
+            values["body_gain"][3 * n : 3 * n + 3], values["body_bias"][3 * n : 3 * n + 3] = gain, bias
+        else:
+            values["fine_gain"][n - BODY_DIRECTIONS], values["fine_bias"][n - BODY_DIRECTIONS] = gain, bias
+    calibration = Calibration(sigma=np.zeros(0), direction_sigma=np.zeros(0), **values)
+    rest = true - np.array([calibration.corrected(directions) for directions in measured])
+    along_camera = np.abs(np.einsum("inab,inb->ina", np.repeat(turns[:, None], len(DIRECTIONS), axis=1), rest))
+    along_camera[~counted] = np.nan
+    values["direction_sigma"] = np.maximum(1.4826 * np.nanmedian(along_camera, axis=0), 0.02)
+    return values
+
+
+def _robust_ridge(
+    features: Float[np.ndarray, "I F"], targets: Float[np.ndarray, "I 3"], ridge: float
+) -> tuple[Float[np.ndarray, "3 F"], Float[np.ndarray, "3"]]:
+    """Gain and bias of a linear regression that few gross errors do not sway; the bias is free of the ridge."""
+    features = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    penalty = np.eye(features.shape[1]) * ridge * len(features)
+    penalty[-1, -1] = 1e-6
+    weight = np.ones(len(features))
+    for _ in range(5):
+        normal = (features.T * weight) @ features + penalty
+        solution = np.linalg.solve(normal, (features.T * weight) @ targets)
+        error = targets - features @ solution
+        weight = 1 / (1 + (error**2).sum(axis=1) / 0.3**2) ** 2
+    return solution[:-1].T, solution[-1]
 
 
 def _units(vectors: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N 3"]:

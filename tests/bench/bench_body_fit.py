@@ -73,6 +73,12 @@ def errors(model: anny.AnnyBody, case: Case, fit: BodyFit) -> dict[str, float]:
     }
 
 
+def is_cropped(model: anny.AnnyBody, case: Case) -> bool:
+    """Whether an ankle lies below the photo: the legs of such a body are the prior's."""
+    feet = case.in_camera(case.bone_positions)[[model.joint_names.index(f"foot.{side}") for side in "LR"]] @ case.K.T
+    return bool((feet[:, 1] / feet[:, 2] > len(case.alpha)).any())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", type=Path)
@@ -86,7 +92,8 @@ def main() -> None:
         start = time.process_time()
         fit = fit_body(model, case.observation(), BodyPriors())
         figures = errors(model, case, fit) | {"cpu_s": time.process_time() - start}
-        by_view.setdefault(case.view, []).append([figures[column] for column in COLUMNS])
+        view = "cropped" if is_cropped(model, case) else case.view
+        by_view.setdefault(view, []).append([figures[column] for column in COLUMNS])
         if arguments.verbose:
             print(path.stem, " ".join(f"{c} {figures[c]:.3g}" for c in COLUMNS), flush=True)
     print(f"{'view':12}" + "".join(f"{column:>8}" for column in COLUMNS))
