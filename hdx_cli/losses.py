@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -13,7 +13,9 @@ _SIGMA = 1.5
 
 
 def psnr(
-    image: Float[Tensor, "*C H W 3"], target: Float[Tensor, "*C H W 3"], mask: Float[Tensor, "*C H W"] | None = None
+    image: Float[Tensor, "*C H W 3"],
+    target: Float[Tensor, "*C H W 3"],
+    mask: Float[Tensor, "*C H W"] | Bool[Tensor, "*C H W"] | None = None,
 ) -> Float[Tensor, ""]:
     """Peak signal-to-noise ratio in dB of images in [0, 1]: -10 log10 of the mean squared error; infinite if equal.
 
@@ -30,7 +32,11 @@ def ssim(image: Float[Tensor, "*C H W 3"], target: Float[Tensor, "*C H W 3"]) ->
     """Mean structural similarity of images in [0, 1] (Wang et al. 2004, eq. 13), differentiable in ``image``.
 
     Local statistics under an 11 x 11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, per channel. Outside of the
-    image both images are taken to be zero, and the mean goes over all pixels.
+    image both images are taken to be zero, and the mean goes over all pixels. Rows and columns in which the images are
+    equal cost next to nothing.
+
+    Raises:
+        ValueError: the shapes differ or there are not three channels.
     """
     return _Ssim.apply(image, target.detach())
 

@@ -1,4 +1,8 @@
-"""Kernel of the structural similarity and its gradient: one sweep over the rows that keeps eleven of them at a time."""
+"""Kernel of the structural similarity and its gradient: one sweep over the rows that keeps eleven of them at a time.
+
+Where both images are equal all over a window the similarity is one and adds nothing to any gradient, so only the columns
+between the first and the last difference of nearby rows are computed: renders of a person are mostly background.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +25,47 @@ def _ring_offsets(middle, height, slot_size, offsets):
 
 
 @kernel
-def _statistics_row(image, target, start, width, length, channels, window, rows, means, base):
-    """Filters x, y, x^2, y^2 and x y along one row of the images and puts the results into the ring.
+def _differing_columns(image, target, width, row):
+    """First and one past the last column in which a row differs; (width, 0) if it does not."""
+    first, last = 0, width
+    start = row * width
+    while first < width and get(image, start + first) == get(target, start + first):
+        first += 1
+    if first == width:
+        return width, 0
+    while get(image, start + last - 1) == get(target, start + last - 1):
+        last -= 1
+    return first, last
+
+
+@kernel
+def _columns(differing, rows, middle, radius, margin, length):
+    """Whole vectors of columns within ``margin`` of a difference in the rows ``middle`` - radius ... + radius."""
+    first, last = length, 0
+    for row in range(max(rows[0], middle - radius), min(rows[1], middle + radius + 1)):
+        first, last = min(first, differing[row, 0]), max(last, differing[row, 1])
+    if last == 0:
+        return 0, 0
+    return max(0, first - margin) // WIDTH * WIDTH, min(length, (last + margin + WIDTH - 1) // WIDTH * WIDTH)
+
+
+@kernel
+def _statistics_row(image, target, start, width, length, columns, channels, window, rows, means, base):
+    """Filters x, y, x^2, y^2 and x y along ``columns`` of one row of the images and puts the results into the ring.
 
     ``rows``: five rows of ``length`` with a zero margin of 5 * channels before and after.
     """
     margin = RADIUS * channels
     size = length + 2 * margin
-    whole = width // WIDTH * WIDTH
-    for x in range(0, whole, WIDTH):
+    whole = min(width // WIDTH * WIDTH, columns[1] + (margin + WIDTH - 1) // WIDTH * WIDTH)
+    for x in range(max(0, columns[0] - margin) // WIDTH * WIDTH, whole, WIDTH):
         a, b = load(image, start + x), load(target, start + x)
         store(rows, margin + x, a)
         store(rows, size + margin + x, b)
         store(rows, 2 * size + margin + x, a * a)
         store(rows, 3 * size + margin + x, b * b)
         store(rows, 4 * size + margin + x, a * b)
-    for x in range(whole, width):
+    for x in range(width // WIDTH * WIDTH, width):
         a, b = get(image, start + x), get(target, start + x)
         put(rows, margin + x, a)
         put(rows, size + margin + x, b)
@@ -44,7 +73,7 @@ def _statistics_row(image, target, start, width, length, channels, window, rows,
         put(rows, 3 * size + margin + x, b * b)
         put(rows, 4 * size + margin + x, a * b)
     zero = splat(f4(0))
-    for x in range(0, length, WIDTH):
+    for x in range(columns[0], columns[1], WIDTH):
         mx, my, mxx, myy, mxy = zero, zero, zero, zero, zero
         for k in range(TAPS):
             weight, tap = splat(get(window, k)), x + k * channels
@@ -61,11 +90,16 @@ def _statistics_row(image, target, start, width, length, channels, window, rows,
 
 
 @kernel
-def _similarity_row(means, offsets, width, length, window, slopes, base, lane_values):
-    """Sum of the similarities of one row; their derivatives with respect to m(x), m(xx) and m(xy) go into the ring."""
+def _similarity_row(means, offsets, width, length, columns, window, slopes, base, lane_values):
+    """Sum of the similarities of one row; their derivatives with respect to m(x), m(xx) and m(xy) go into the ring.
+
+    Outside of ``columns`` the similarity is one. The derivatives are not zero there but they cancel.
+    """
     one, two, zero = f4(1), f4(2), splat(f4(0))
-    total = 0.0
-    for x in range(0, length, WIDTH):
+    for x in range(0, 3 * length, WIDTH):
+        store(slopes, base + x, zero)
+    total = float(width - min(width, columns[1]) + columns[0])
+    for x in range(columns[0], columns[1], WIDTH):
         mx, my, mxx, myy, mxy = zero, zero, zero, zero, zero
         for k in range(TAPS):
             weight, tap = splat(get(window, k)), get(offsets, k) + x
@@ -91,12 +125,15 @@ def _similarity_row(means, offsets, width, length, window, slopes, base, lane_va
 
 
 @kernel
-def _gradient_row(slopes, offsets, image, target, start, width, length, channels, window, rows, lane_values, scale, gradient):
-    """Filters the three derivatives of one row and joins them to the gradient."""
+def _gradient_row(slopes, offsets, image, target, start, width, length, columns, channels, window, rows, lane_values, scale, gradient):
+    """Filters the three derivatives of one row and joins them to the gradient, zero outside of ``columns``."""
     margin = RADIUS * channels
     size = length + 2 * margin
     zero, two = splat(f4(0)), f4(2)
-    for x in range(0, length, WIDTH):
+    for x in range(width):
+        put(gradient, start + x, f4(0))
+    last = min(length, columns[1] + (margin + WIDTH - 1) // WIDTH * WIDTH)
+    for x in range(max(0, columns[0] - margin) // WIDTH * WIDTH, last, WIDTH):
         d, dxx, dxy = zero, zero, zero
         for k in range(TAPS):
             weight, tap = splat(get(window, k)), get(offsets, k) + x
@@ -110,7 +147,7 @@ def _gradient_row(slopes, offsets, image, target, start, width, length, channels
         for x in range(width, length):
             put(rows, plane * size + margin + x, f4(0))
     whole = width // WIDTH * WIDTH
-    for x in range(0, length, WIDTH):
+    for x in range(columns[0], columns[1], WIDTH):
         d, dxx, dxy = zero, zero, zero
         for k in range(TAPS):
             weight, tap = splat(get(window, k)), x + k * channels
@@ -145,18 +182,27 @@ def ssim_rows(image, target, height, width, channels, window, first, last, wante
     lane_values, offsets = np.empty(3 * WIDTH, np.float32), np.empty(TAPS, np.int64)
     halo = RADIUS if wanted else 0
     similar_first, similar_last = max(0, first - halo), min(height, last + halo)
-    for y in range(max(0, similar_first - RADIUS), last + RADIUS + halo):
-        if y < height:
-            _statistics_row(image, target, y * width, width, length, channels, window, rows, means, (y % TAPS) * 5 * length)
+    margin = RADIUS * channels
+    differing = np.empty((height, 2), np.int64)
+    used = (max(0, similar_first - RADIUS), min(height, similar_last + RADIUS))
+    for row in range(used[0], used[1]):
+        differing[row, 0], differing[row, 1] = _differing_columns(image, target, width, row)
+    for y in range(used[0], last + RADIUS + halo):
+        if y < used[1]:
+            columns = _columns(differing, used, y, 2 * RADIUS, margin, length)
+            _statistics_row(image, target, y * width, width, length, columns, channels, window, rows, means,
+                            (y % TAPS) * 5 * length)  # fmt: skip
         middle = y - RADIUS
         if similar_first <= middle < similar_last:
             _ring_offsets(middle, height, 5 * length, offsets)
+            columns = _columns(differing, used, middle, RADIUS, margin, length)
             base = (middle % TAPS) * 3 * length
-            row_sum = _similarity_row(means, offsets, width, length, window, slopes, base, lane_values)
+            row_sum = _similarity_row(means, offsets, width, length, columns, window, slopes, base, lane_values)
             if first <= middle < last:
                 row_sums[middle] = row_sum
         done = y - 2 * RADIUS
         if wanted and first <= done < last:
             _ring_offsets(done, height, 3 * length, offsets)
-            _gradient_row(slopes, offsets, image, target, done * width, width, length, channels, window, gradient_rows,
-                          lane_values, scale, gradient)  # fmt: skip
+            columns = _columns(differing, used, done, 2 * RADIUS, 2 * margin, length)
+            _gradient_row(slopes, offsets, image, target, done * width, width, length, columns, channels, window,
+                          gradient_rows, lane_values, scale, gradient)  # fmt: skip
