@@ -18,6 +18,7 @@ STEEPEST = 3.0  # longest stretch of a Gaussian along the line of sight, in pixe
 JUMP_M = 0.04  # neighbouring pixels further apart in depth belong to different limbs
 FLATNESS = 0.25  # thickness of a Gaussian in pixel sizes
 GRAZING_COSINE = 0.35  # the sheet has gaps where the surface turns further from the camera than this
+RIM = 1.8  # standard deviations of a disc that end at the matte's edge
 OVERHANG_PX = 2  # the clothed body may miss the matte's edge by this much
 SIGMA_PX = 0.5  # standard deviation in pixel spacings: opaque at twice the photo's magnification, sharp at once
 
@@ -257,7 +258,8 @@ def unseen_points(
     height, width = alpha.shape
     framed = (pixels[:, 0] >= 0) & (pixels[:, 1] >= 0) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
     column, row = (np.clip(pixels[:, k].astype(int), 0, side - 1) for k, side in ((0, width), (1, height)))
-    inside_px = signed_distance(alpha)[row, column]
+    distance_px = signed_distance(alpha)
+    inside_px = distance_px[row, column]
     outside = framed & (inside_px < -OVERHANG_PX)
     rays = camera.positions()[0].double().numpy() - means
     cosine = np.einsum("pa,pa->p", normals, rays / np.linalg.norm(rays, axis=1, keepdims=True))
@@ -267,10 +269,12 @@ def unseen_points(
     corners = vertices[faces]
     area = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1).sum()
     radius = 0.7 * np.sqrt(area / (2 * count))
-    # a disc across the outline would paint a rim round the person: sink it until it ends at the matte's edge
+    # a disc across the outline would paint a rim round the person: move it inwards until it ends at the matte's edge
     pixel_m = in_camera[:, 2] / K[0, 0]
-    sink = np.clip(1.5 * radius - inside_px * pixel_m, 0.0, 3.0 * radius) * framed
-    means = means - sink[:, None] * normals
+    move = np.clip(RIM * radius - inside_px * pixel_m, 0.0, 3.0 * radius) * framed
+    slope_y, slope_x = np.gradient(cv2.GaussianBlur(distance_px, (0, 0), 1.5))
+    inwards = slope_x[row, column, None] * viewmat[0, :3] + slope_y[row, column, None] * viewmat[1, :3]
+    means = means + move[:, None] * inwards / np.maximum(np.linalg.norm(inwards, axis=1, keepdims=True), 1e-6)
     factors = discs(normals, radius, 0.25 * radius)
     return Points(means, factors, normals, pixels, triangles, barycentric).select(unseen), ~hidden[unseen]
 
