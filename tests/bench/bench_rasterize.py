@@ -156,7 +156,9 @@ def main() -> None:
         from scalar_rasterizer import peer_times
 
         for n in map(int, args.sizes.split(",")):
-            print(f"scalar numba {n}: forward+backward {peer_times(body_scene(n), views):.1f}", flush=True)
+            vector, scalar, difference = peer_times(body_scene(n), views[:3])
+            print(f"{n:>10} blending only: vectors {vector:.1f}, scalar numba {scalar:.1f}, ratio {scalar / vector:.1f} "
+                  f"(gradients differ by {difference:.0e})", flush=True)  # fmt: skip
     if args.cold:
         with tempfile.TemporaryDirectory() as cache:
             for label in ("cold", "warm"):
