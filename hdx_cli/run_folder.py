@@ -151,6 +151,11 @@ class RunFolder:
             raise NothingToDo(f"{self.path}: {product} has not been made yet", hint=command, code="E_NOT_MADE")
         return path
 
+    def is_current(self, product: str) -> bool:
+        """True where the product exists and what it was made from has not changed since."""
+        record = self.record(product)
+        return bool(record) and (self.path / product).exists() and record["inputs"] == self._hashes(list(record["inputs"]))
+
     def is_done(self, product: str, config: dict[str, Any], inputs: list[str]) -> bool:
         """True where the product exists and its record matches ``config`` and the present sha256 of ``inputs``."""
         record = self.record(product)

@@ -7,11 +7,11 @@ that listing the commands stays quick.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputRejected, UsageError
+from .errors import UsageError
 from .progress import Progress, Silent
 from .run_folder import Made, RunFolder
 
@@ -26,13 +26,12 @@ SHEET_VIEWS, ORBIT_VIEWS = 8, 18
 class Options:
     """What a person can ask of the stages up to the coarse avatar; None leaves the choice to the stage.
 
-    ``mask`` is a name inside the run folder. ``accept_anything`` goes on with a photo that the check rejects.
+    ``mask`` is a name inside the run folder.
     """
 
     person: int | None = None
     mask: str | None = None
     matting: str | None = None
-    accept_anything: bool = False
     gender: str | None = None
     height_m: float | None = None
     build: str | None = None
@@ -51,28 +50,61 @@ class Options:
         return cls(**{**kept, **{name: value for name, value in changes.items() if value is not None}})
 
 
+def check(
+    path: Path, overlay: Path | None = None, *, person: int | None = None, mask: Path | None = None, progress: Progress = Silent()
+) -> dict[str, Any]:
+    """Look at a photo: ``suitable``, how many ``people``, which ``person`` would be taken, and the ``findings``.
+
+    ``overlay`` is an image file to draw all that into.
+
+    Raises:
+        InputRejected: the photo or the mask cannot be read.
+    """
+    from .images import load_mask, load_photo, save_image
+    from .preprocess import examine
+    from .preprocess.check import draw_overlay
+    from .run_folder import write_outside
+
+    progress.start("look for people")
+    photo = load_photo(path)
+    if mask is not None:
+        photo = replace(photo, alpha=load_mask(mask, photo.rgb.shape[:2]))
+    detection, findings = examine(photo, person=person)
+    if overlay is not None:
+        write_outside(overlay, lambda partial: save_image(partial, draw_overlay(photo, detection, findings)))
+    return {
+        "photo": str(path),
+        "suitable": not any(finding.severity == "reject" for finding in findings),
+        "people": len(detection.people),
+        "person": detection.chosen + 1 if detection.people else None,
+        "findings": [asdict(finding) for finding in findings],
+        **({"overlay": str(overlay)} if overlay else {}),
+    }
+
+
 def observe(run: RunFolder, options: Options, progress: Progress = Silent(), source: Path | None = None) -> Made:
     """photo -> ``observation/``: the person found, checked and cut out. ``source`` is only for messages.
 
     Raises:
-        InputRejected: no usable person in the photo, unless ``accept_anything``.
+        InputRejected: no usable person in the photo.
     """
 
     def write(folder: Path) -> dict[str, Any]:
         from .images import load_mask, load_photo, save_image
-        from .preprocess import check, observe as observe_photo
+        from .preprocess import observe as observe_photo
+        from .preprocess.check import draw_overlay
         from .run_files import save_observation
 
         shown = source or run.photo
         photo = load_photo(shown)
         mask = None if options.mask is None else load_mask(run.path / options.mask, photo.rgb.shape[:2])
         observation, findings, detection = observe_photo(
-            photo, person=options.person, mask=mask, matting=options.matting, name=str(shown), progress=progress
+            photo, person=options.person, mask=mask, matting=options.matting or "default", name=str(shown), progress=progress
         )
         for finding in findings:
             progress.warn(finding.code, finding.message)
         save_observation(folder, observation)
-        save_image(folder / "overlay.jpg", check.draw_overlay(photo, detection, findings))
+        save_image(folder / "overlay.jpg", draw_overlay(photo, detection, findings))
         return {"findings": [asdict(finding) for finding in findings]}
 
     config = {name: getattr(options, name) for name in ("person", "mask", "matting")}

@@ -51,10 +51,13 @@ def test_version(tmp_path: Path) -> None:
     assert hdx("--version", cwd=tmp_path).stdout == f"hdx {__version__}\n"
 
 
-def test_options_of_the_body_are_those_of_the_fit() -> None:
+def test_choices_are_those_of_the_modules_they_are_for() -> None:
     from hdx_cli.bodies.fit import BUILDS, GENDERS
     from hdx_cli.cli import options
 
+    from hdx_cli.preprocess import MATTINGS
+
+    assert set(options.MATTINGS) == set(MATTINGS)
     assert set(options.GENDERS) == set(GENDERS) and set(options.BUILDS) == set(BUILDS)
 
 

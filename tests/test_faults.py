@@ -111,8 +111,18 @@ def bad_photo(kind: str, folder: Path) -> Path:
 def test_photos_that_cannot_be_used(tmp_path: Path, kind: str, command: str) -> None:
     photo = bad_photo(kind, tmp_path)
     done = hdx(command, photo.name, cwd=tmp_path)
-    assert done.returncode == 4 and f"{kind}.jpg" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    said = done.stderr if command == "create" else done.stdout + done.stderr
+    assert done.returncode == 4 and f"{kind}.jpg" in said and "E_" in said and "Traceback" not in done.stderr, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [photo.name]  # no folder stays behind
+
+
+def test_check_of_a_good_photo_draws_what_it_found(tmp_path: Path) -> None:
+    done = hdx("check", SAMPLE, "-o", "seen.jpg", "--json", cwd=tmp_path)
+    facts = json.loads(done.stdout)
+    assert done.returncode == 0 and facts["suitable"] and facts["people"] == facts["person"] == 1
+    assert not [finding for finding in facts["findings"] if finding["severity"] == "reject"]
+    with Image.open(tmp_path / "seen.jpg") as drawn, Image.open(SAMPLE) as photo:
+        assert drawn.width == photo.width
 
 
 # ---- places that cannot be written

@@ -87,7 +87,7 @@ def create(
         device = choose(device)
         folder = output or Path(f"{photo.stem}-avatar")
         asked = dict(
-            person=person, matting=matting, accept_anything=force, gender=gender, height_m=height_m, build=build, age=age,
+            person=person, matting=matting, gender=gender, height_m=height_m, build=build, age=age,
             focal_px=focal_px, focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations, seed=seed,
         )  # fmt: skip
         with RunFolder.create(folder, photo, seed=seed, force=force) as run:
@@ -132,8 +132,8 @@ def fit_coarse(
         with RunFolder.open(run, force=force) as folder:
             chosen = stages.Options.remembered(
                 folder, person=person, mask=folder.adopt(mask, "mask") if mask else None, matting=matting,
-                accept_anything=force or None, gender=gender, height_m=height_m, build=build, age=age, focal_px=focal_px,
-                focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations, seed=seed,
+                gender=gender, height_m=height_m, build=build, age=age, focal_px=focal_px, focal_mm35=focal_mm35,
+                gaussians=gaussians, iterations=iterations, seed=seed,
             )  # fmt: skip
             _coarse(folder, chosen, console)
             _print_run(folder, console)
@@ -201,22 +201,25 @@ def export(
 @app.command()
 def check(
     photo: Annotated[Path, typer.Argument(help="The photo to look at.", metavar="PHOTO", show_default=False)],
-    output: Output = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Draw what was found into this image.", metavar="PATH")] = None,
     person: opt.Person = None,
     mask: opt.Mask = None,
-    matting: opt.Matting = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
     no_progress: opt.NoProgress = False,
 ) -> None:
-    """Say whether a photo is suitable, and why not; with -o, draw what was found."""
-    with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
-        from .. import stages
+    """Say whether a photo is suitable, and why not."""
+    from .. import stages
 
-        photo = _photo_of(photo, False)
-        facts, lines = stages.check(photo, output, person=person, mask=mask, matting=matting, progress=console)
-        console.result(facts, lines, "suitable")
+    with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        facts = stages.check(_photo_of(photo, False), output, person=person, mask=mask, progress=console)
+        verdict = "suitable" if facts["suitable"] else "not suitable"
+        lines = [f"{facts['photo']}: {verdict}"]
+        lines += [f"  {finding['code']}: {finding['message']}" for finding in facts["findings"]]
+        console.result(facts, lines, verdict)
+        if not facts["suitable"]:
+            raise SystemExit(InputRejected.exit_code)
 
 
 @app.command()
@@ -281,7 +284,8 @@ def _print_run(run: Any, console: Console) -> None:
     from .. import stages
 
     results = {"avatar": stages.AVATAR, "ply": stages.PLY, "turntable": "exports/turntable.mp4", "preview": stages.PREVIEW}
-    paths = {name: str(run.path / path) for name, path in results.items() if (run.path / path).exists()}
+    made_of = {"avatar": "coarse"}  # what the record is called where it is not the path
+    paths = {name: str(run.path / path) for name, path in results.items() if run.is_current(made_of.get(name, path))}
     record = run.record("coarse")
     facts = {
         "run": str(run.path),

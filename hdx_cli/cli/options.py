@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 DEVICES = ("auto", "cpu", "cuda")
-# as bodies.fit.GENDERS and BUILDS, which importing would make --help slow; a test keeps them equal
+MATTINGS = ("default", "birefnet")
+# as preprocess.MATTINGS, bodies.fit.GENDERS and BUILDS, whose modules would make --help slow; a test keeps them equal
 GENDERS = ("female", "male", "neutral")
 BUILDS = ("slim", "average", "athletic", "heavy")
 
@@ -41,13 +42,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the result.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and library warnings.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Draw no progress bars.")]
-Force = Annotated[bool, typer.Option("--force", help="Do everything again, and overrule the photo check.")]
+Force = Annotated[bool, typer.Option("--force", help="Do everything again, whatever is done.")]
 
 Run = Annotated[Path, typer.Argument(help="A folder that `hdx create` made.", metavar="RUN", show_default=False)]
 
 Person = Annotated[int | None, typer.Option("--person", help="Which person, counted from the left.", min=1)]
 Mask = Annotated[Path | None, typer.Option("--mask", help="Your own mask of the person, as an image.", metavar="FILE")]
-Matting = Annotated[str | None, typer.Option("--matting", help="How the person is cut out.", metavar="NAME")]
+Matting = Annotated[
+    str | None,
+    typer.Option("--matting", help="How to cut out: default or birefnet.", metavar="NAME", callback=one_of(*MATTINGS)),
+]
 Gender = Annotated[str | None, typer.Option("--gender", help="Body: female, male or neutral.", callback=one_of(*GENDERS))]
 HeightM = Annotated[float | None, typer.Option("--height-m", help="Standing height in metres.", min=0.4, max=2.6)]
 Build = Annotated[
