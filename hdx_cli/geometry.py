@@ -34,7 +34,7 @@ def matrices_to_quats(matrices: Float[np.ndarray, "*N 3 3"]) -> Float[np.ndarray
 
 def angles_between(a: Float[np.ndarray, "*N 3"], b: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N"]:
     """Angles in [0, pi] radians between vectors; exact near 0 and pi, unlike the arc cosine."""
-    return np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (np.asarray(a) * b).sum(axis=-1))
+    return np.asarray(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (np.asarray(a) * b).sum(axis=-1)))
 
 
 def rotation_between(a: Float[np.ndarray, "3"], b: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:

@@ -50,9 +50,9 @@ def landmark_bases() -> list[tuple[str, str]]:
 def load_calibration(path: Path = CALIBRATION) -> tuple[Float[np.ndarray, "L 3"], Calibration]:
     """Offsets of the landmarks from their bases in metres [L 3], and the detectors' calibration."""
     values = json.loads(path.read_text(encoding="utf-8"))
-    fields = {name: np.array(value) for name, value in values.items() if name != "landmark_offset_m"}
-    calibration = Calibration(**fields)
-    return np.array(values["landmark_offset_m"]), calibration
+    offsets = np.array(values.pop("landmark_offset_m"))
+    fields = {name: np.array(value) if isinstance(value, list) else value for name, value in values.items()}
+    return offsets, Calibration(**fields)
 
 
 def uncalibrated() -> tuple[Float[np.ndarray, "L 3"], Calibration]:

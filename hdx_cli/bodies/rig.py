@@ -106,16 +106,16 @@ class Calibration:
     Attributes:
         sigma: 2D noise of every landmark as a share of the body height [L].
         body_mean, body_gain, body_bias: what the B body directions need added, bias + gain @ (all of them - mean), as one
-            vector, in axes turned about the vertical so that x is the body's left [3B], [3B 3B], [3B].
+            vector, in axes turned about the vertical so that x is the body's left [B3], [B3 B3], [B3].
         body_reach: distance from the mean beyond which people were not measured; the gain does not extrapolate.
         fine_gain, fine_bias: the same for every direction of the hands and the face by itself [E 3 3], [E 3].
         direction_sigma: noise after that along camera x, y and depth [N 3].
     """
 
     sigma: Float[np.ndarray, "L"]
-    body_mean: Float[np.ndarray, "3B"]
-    body_gain: Float[np.ndarray, "3B 3B"]
-    body_bias: Float[np.ndarray, "3B"]
+    body_mean: Float[np.ndarray, "B3"]
+    body_gain: Float[np.ndarray, "B3 B3"]
+    body_bias: Float[np.ndarray, "B3"]
     body_reach: float
     fine_gain: Float[np.ndarray, "E 3 3"]
     fine_bias: Float[np.ndarray, "E 3"]
