@@ -79,7 +79,9 @@ def anny_rig(model: AnnyBody, calibrated: tuple[Float[np.ndarray, "L 3"], Calibr
         "gender": (0.5, 0.35), "age": (0.67, 0.12), "muscle": (0.5, 0.25), "weight": (0.5, 0.25),
         "height": (0.5, 0.15), "proportions": (0.5, 0.25),
     }  # fmt: skip
-    local = len(model.default_shape) - len(phenotypes)
+    # changes that show in profile only are held nearer to the mean than those that a front view shows
+    local_sigma = [0.2 if name in ("bust_girth", "belly", "buttocks") else 0.45 for name in model.shape_names[len(phenotypes) :]]
+    local = len(local_sigma)
     return FitRig(
         model=model,
         coefficients=model.coefficients,
@@ -92,7 +94,7 @@ def anny_rig(model: AnnyBody, calibrated: tuple[Float[np.ndarray, "L 3"], Calibr
         pose_sigma=sigma,
         pose_limits=limits,
         shape_mean=np.array([m for m, _ in phenotypes.values()] + [0.0] * local),
-        shape_sigma=np.array([s for _, s in phenotypes.values()] + [0.45] * local),
+        shape_sigma=np.array([s for _, s in phenotypes.values()] + local_sigma),
         shape_limits=np.array([(0.0, 1.0)] * len(phenotypes) + [(-1.0, 1.0)] * local),
         landmarks=_landmarks(model, offsets),
         centre_of_mass=_regressed(model, ["centre_of_mass"]),

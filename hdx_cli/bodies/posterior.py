@@ -18,7 +18,7 @@ FEET = [29, 30, 31, 32]  # heels and toes among the landmarks
 # Beyond these shares of the height a landmark is more likely wrong than unlucky; hands and faces are small.
 LANDMARK_REACH = np.where(np.arange(LANDMARKS) < POSE_LANDMARKS, 0.05, 0.02)
 DIRECTION_REACH = 0.9
-UPRIGHT_REACH_RAD = 0.35
+UPRIGHT_REACH_RAD = 0.15  # beyond, somebody bends, runs or leans on something
 UPRIGHT_SIGMA_RAD = 0.06
 BALANCE_SIGMA_M = 0.05
 BALANCE_REACH_M = 0.25
