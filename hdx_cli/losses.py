@@ -54,7 +54,8 @@ class _Ssim(torch.autograd.Function):
         from .threads import Threads
 
         if image.shape != target.shape or image.shape[-1] != 3:
-            raise ValueError(f"two images [... H W 3] of one shape are needed, not {list(image.shape)}, {list(target.shape)}")
+            shapes = f"{list(image.shape)} and {list(target.shape)}"
+            raise ValueError(f"two images [... H W 3] of one shape are needed, not {shapes}")
         wanted = ctx.needs_input_grad[0]
         height, width, channels = image.shape[-3:]
         rows = [t.detach().to("cpu", torch.float32).reshape(-1, height * width * channels) for t in (image, target)]

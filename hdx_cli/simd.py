@@ -29,7 +29,7 @@ _FAST_MATH = ("nsz", "arcp", "contract")
 
 
 def kernel(function: Callable) -> Callable:
-    """Compiles ``function`` with numba: without the GIL, machine code kept on disk where a folder for it is writable."""
+    """Compiles ``function`` with numba: without the GIL, machine code kept on disk where it can be."""
     options = dict(nogil=True, error_model="numpy", boundscheck=False, fastmath=set(_FAST_MATH))
     try:
         return numba.njit(cache=True, **options)(function)
@@ -123,25 +123,34 @@ def _vector_of(numba_type):
 # ---- operators
 
 
-def _binary(op, emit: Callable, a, b, result) -> None:
+def _operator(op, cases: list[tuple]) -> None:
+    """Teaches numba ``op`` for cases (operand, operand, result, function that writes the IR)."""
+
     @infer_global(op)
     class _Typing(ConcreteTemplate):
-        cases = [signature(result, a, b)]
+        pass
 
-    @lower_builtin(op, a, b)
-    def _lower(context, builder, sig, args):
-        return emit(builder, _splat(builder, args[0]), _splat(builder, args[1]))
+    _Typing.cases = [signature(result, a, b) for a, b, result, _ in cases]
+    for a, b, _, emit in cases:
+
+        def lower(context, builder, sig, args, emit=emit):
+            return emit(builder, _splat(builder, args[0]), _splat(builder, args[1]))
+
+        lower_builtin(op, a, b)(lower)
 
 
-def _arithmetic(op, name: str, vector, scalar) -> None:
-    if vector is f32x8:
-        def emit(builder, x, y):
-            return getattr(builder, "f" + name)(x, y, flags=_FAST_MATH)
-    else:
-        def emit(builder, x, y):
-            return getattr(builder, name)(x, y)
-    for a, b in ((vector, vector), (vector, scalar), (scalar, vector)):
-        _binary(op, emit, a, b, vector)
+def _arithmetic(op, name: str) -> None:
+    def emit_f32(builder, x, y):
+        return getattr(builder, "f" + name)(x, y, flags=_FAST_MATH)
+
+    def emit_i32(builder, x, y):
+        return getattr(builder, name)(x, y)
+
+    kinds = [(f32x8, types.float32, emit_f32)] + ([] if name == "div" else [(i32x8, types.int32, emit_i32)])
+    cases = []
+    for vector, scalar, emit in kinds:
+        cases += [(a, b, vector, emit) for a, b in ((vector, vector), (vector, scalar), (scalar, vector))]
+    _operator(op, cases)
 
 
 def _comparison(op, symbol: str) -> None:
@@ -151,20 +160,16 @@ def _comparison(op, symbol: str) -> None:
     def emit_i32(builder, x, y):
         return builder.icmp_signed(symbol, x, y)
 
-    for b in (f32x8, types.float32):
-        _binary(op, emit_f32, f32x8, b, mask8)
-    for b in (i32x8, types.int32):
-        _binary(op, emit_i32, i32x8, b, mask8)
+    cases = [(f32x8, b, mask8, emit_f32) for b in (f32x8, types.float32)]
+    _operator(op, cases + [(i32x8, b, mask8, emit_i32) for b in (i32x8, types.int32)])
 
 
-for _op, _name in ((operator.add, "add"), (operator.sub, "sub"), (operator.mul, "mul")):
-    _arithmetic(_op, _name, f32x8, types.float32)
-    _arithmetic(_op, _name, i32x8, types.int32)
-_arithmetic(operator.truediv, "div", f32x8, types.float32)
+for _op, _name in ((operator.add, "add"), (operator.sub, "sub"), (operator.mul, "mul"), (operator.truediv, "div")):
+    _arithmetic(_op, _name)
 for _op, _symbol in ((operator.ge, ">="), (operator.le, "<="), (operator.gt, ">"), (operator.lt, "<")):
     _comparison(_op, _symbol)
-_binary(operator.and_, lambda builder, x, y: builder.and_(x, y), mask8, mask8, mask8)
-_binary(operator.or_, lambda builder, x, y: builder.or_(x, y), mask8, mask8, mask8)
+_operator(operator.and_, [(mask8, mask8, mask8, lambda builder, x, y: builder.and_(x, y))])
+_operator(operator.or_, [(mask8, mask8, mask8, lambda builder, x, y: builder.or_(x, y))])
 
 
 # ---- memory
@@ -173,17 +178,21 @@ _binary(operator.or_, lambda builder, x, y: builder.or_(x, y), mask8, mask8, mas
 @intrinsic
 def get(typing, array, index):
     """array[index], without numba's test for negative indices."""
+
     def emit(context, builder, sig, args):
         return builder.load(_pointer(context, builder, sig.args[0], args[0], args[1]))
+
     return array.dtype(array, types.intp), emit
 
 
 @intrinsic
 def put(typing, array, index, value):
     """array[index] = value, without numba's test for negative indices."""
+
     def emit(context, builder, sig, args):
         builder.store(args[2], _pointer(context, builder, sig.args[0], args[0], args[1]))
         return context.get_dummy_value()
+
     return types.void(array, types.intp, array.dtype), emit
 
 
@@ -194,22 +203,26 @@ def load(typing, array, index):
 
     def emit(context, builder, sig, args):
         return builder.load(_pointer(context, builder, sig.args[0], args[0], args[1], _LLVM[vector]), align=4)
+
     return vector(array, types.intp), emit
 
 
 @intrinsic
 def store(typing, array, index, vector):
     """Writes the eight lanes to array[index], ..."""
+
     def emit(context, builder, sig, args):
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1], _LLVM[vector])
         builder.store(args[2], pointer, align=4)
         return context.get_dummy_value()
+
     return types.void(array, types.intp, vector), emit
 
 
 @intrinsic
 def gather(typing, array, index, stride):
     """Lane l is array[index + l * stride]."""
+
     def emit(context, builder, sig, args):
         vector, position = ir.Constant(_V_F32, ir.Undefined), args[1]
         for lane in range(WIDTH):
@@ -217,12 +230,14 @@ def gather(typing, array, index, stride):
             vector = builder.insert_element(vector, element, _I32(lane))
             position = builder.add(position, args[2])
         return vector
+
     return f32x8(array, types.intp, types.intp), emit
 
 
 @intrinsic
 def scatter(typing, array, index, stride, vector):
     """array[index + l * stride] = lane l."""
+
     def emit(context, builder, sig, args):
         position = args[1]
         for lane in range(WIDTH):
@@ -230,6 +245,7 @@ def scatter(typing, array, index, stride, vector):
             builder.store(element, _pointer(context, builder, sig.args[0], args[0], position))
             position = builder.add(position, args[2])
         return context.get_dummy_value()
+
     return types.void(array, types.intp, types.intp, f32x8), emit
 
 
@@ -241,7 +257,9 @@ def _load_triples(channel: int):
         def emit(context, builder, sig, args):
             pixels = builder.load(_pointer(context, builder, sig.args[0], args[0], args[1], wide), align=4)
             return _shuffle(builder, pixels, pixels, range(channel, 3 * WIDTH, 3))
+
         return f32x8(array, types.intp), emit
+
     return load_channel
 
 
@@ -251,6 +269,7 @@ load_red, load_green, load_blue = (_load_triples(c) for c in range(3))
 @intrinsic
 def store_triples(typing, array, index, x, y, z):
     """Writes x0 y0 z0 x1 y1 z1 ... : eight pixels of three channels."""
+
     def emit(context, builder, sig, args):
         xy = _shuffle(builder, args[2], args[3], range(2 * WIDTH))
         z = _shuffle(builder, args[4], args[4], range(2 * WIDTH))
@@ -258,6 +277,7 @@ def store_triples(typing, array, index, x, y, z):
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1], ir.VectorType(_F32, 3 * WIDTH))
         builder.store(_shuffle(builder, xy, z, lanes), pointer, align=4)
         return context.get_dummy_value()
+
     return types.void(array, types.intp, f32x8, f32x8, f32x8), emit
 
 
@@ -272,15 +292,18 @@ def prefetch(typing, array, index):
         function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
         builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])
         return context.get_dummy_value()
+
     return types.void(array, types.intp), emit
 
 
 @intrinsic
 def fetch_add(typing, array, index, value):
     """Atomically adds to an int64 element and returns what it was: a queue that threads draw from."""
+
     def emit(context, builder, sig, args):
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         return builder.atomic_rmw("add", pointer, args[2], "monotonic")
+
     return types.int64(array, types.intp, types.int64), emit
 
 
@@ -306,14 +329,17 @@ def select(typing, mask, a, b):
 
     def emit(context, builder, sig, args):
         return builder.select(args[0], _splat(builder, args[1]), _splat(builder, args[2]))
+
     return vector(mask8, a, b), emit
 
 
 @intrinsic
 def keep(typing, mask, a):
     """a where the mask is set, else zero."""
+
     def emit(context, builder, sig, args):
         return builder.select(args[0], args[1], _constant(0, _LLVM[a]))
+
     return a(mask8, a), emit
 
 
@@ -326,7 +352,9 @@ def _choose(symbol: str):
             x, y = _splat(builder, args[0]), _splat(builder, args[1])
             compare = builder.fcmp_ordered if vector is f32x8 else builder.icmp_signed
             return builder.select(compare(symbol, x, y), x, y)
+
         return vector(a, b), emit
+
     return choose
 
 
@@ -337,25 +365,31 @@ minimum, maximum = _choose("<"), _choose(">")
 @intrinsic
 def lane_bits(typing, mask):
     """The mask as an int32 with one bit per lane."""
+
     def emit(context, builder, sig, args):
         return builder.zext(builder.bitcast(args[0], ir.IntType(WIDTH)), _I32)
+
     return types.int32(mask8), emit
 
 
 @intrinsic
 def first_lane(typing, bits):
     """Number of the lowest set bit of an int32 that is not 0."""
+
     def emit(context, builder, sig, args):
         return builder.cttz(args[0], ir.IntType(1)(1))
+
     return types.int32(types.int32), emit
 
 
 @intrinsic
 def is_finite(typing, a):
     """Neither NaN nor infinite, by the exponent bits, which no optimisation can reason away."""
+
     def emit(context, builder, sig, args):
         exponent = builder.and_(builder.bitcast(args[0], _V_I32), _constant(0x7F800000, _V_I32))
         return builder.icmp_signed("!=", exponent, _constant(0x7F800000, _V_I32))
+
     return mask8(f32x8), emit
 
 
@@ -365,16 +399,20 @@ def is_finite(typing, a):
 @intrinsic
 def fma(typing, a, b, c):
     """a * b + c"""
+
     def emit(context, builder, sig, args):
         return _fma(builder, *(_splat(builder, x) for x in args))
+
     return f32x8(a, b, c), emit
 
 
 @intrinsic
 def fnma(typing, a, b, c):
     """c - a * b"""
+
     def emit(context, builder, sig, args):
         return _fma(builder, builder.fneg(args[0]), args[1], args[2])
+
     return f32x8(f32x8, f32x8, f32x8), emit
 
 
@@ -382,6 +420,7 @@ def _unary(llvm_name: str):
     @intrinsic
     def function(typing, a):
         return f32x8(f32x8), lambda context, builder, sig, args: _call(builder, llvm_name, _V_F32, args[0])
+
     return function
 
 
@@ -397,6 +436,7 @@ def to_i32(typing, a):
 @intrinsic
 def log2(typing, a):
     """Base-2 logarithm of positive normal floats, to 1e-7: exponent split off, then the series of artanh."""
+
     def emit(context, builder, sig, args):
         def integer(value):
             return _constant(value, _V_I32)
@@ -410,6 +450,7 @@ def log2(typing, a):
         for order in (7, 5, 3, 1):
             series = _fma(builder, series, square, _constant(2 / np.log(2) / order))
         return _fma(builder, series, ratio, builder.sitofp(exponent, _V_F32))
+
     return f32x8(f32x8), emit
 
 
@@ -430,6 +471,7 @@ def exp2(typing, a, table):
     ``table`` starts with EXP2_COEFFICIENTS, each repeated eight times: coefficients in memory fold into the FMAs,
     constants in the code would be built anew in every turn of a loop.
     """
+
     def emit(context, builder, sig, args):
         def coefficient(k):
             index = _I64(WIDTH * k)
@@ -442,6 +484,7 @@ def exp2(typing, a, table):
             value = _fma(builder, value, fraction, coefficient(k))
         shift = builder.shl(builder.fptosi(nearest, _V_I32), _constant(23, _V_I32))
         return builder.bitcast(builder.add(builder.bitcast(value, _V_I32), shift), _V_F32)
+
     return f32x8(f32x8, table), emit
 
 
@@ -451,17 +494,20 @@ def exp2(typing, a, table):
 @intrinsic
 def hsum(typing, a):
     """Sum of the lanes."""
+
     def emit(context, builder, sig, args):
         function_type = ir.FunctionType(_F32, [_F32, _V_F32])
         name = "llvm.vector.reduce.fadd.v8f32"
         function = cgutils.get_or_insert_function(builder.module, function_type, name)
         return builder.call(function, [ir.Constant(_F32, 0.0), args[0]], fastmath=("reassoc", "nsz"))
+
     return types.float32(f32x8), emit
 
 
 @intrinsic
 def hsum8(typing, a0, a1, a2, a3, a4, a5, a6, a7):
     """Lane k is the sum of the lanes of vector k."""
+
     def emit(context, builder, sig, args):
         def pairs(x, y):
             even = _shuffle(builder, x, y, [0, 2, 8, 10, 4, 6, 12, 14])
@@ -473,6 +519,7 @@ def hsum8(typing, a0, a1, a2, a3, a4, a5, a6, a7):
         low = _shuffle(builder, a, b, [0, 1, 2, 3, 8, 9, 10, 11])
         high = _shuffle(builder, a, b, [4, 5, 6, 7, 12, 13, 14, 15])
         return builder.fadd(low, high)
+
     return f32x8(*[f32x8] * 8), emit
 
 
@@ -493,10 +540,12 @@ def _transposed(builder, rows):
 @intrinsic
 def store_transposed(typing, array, index, stride, a0, a1, a2, a3, a4, a5, a6, a7):
     """Row l, at array[index + l * stride], becomes (a0[l], ..., a7[l])."""
+
     def emit(context, builder, sig, args):
         position = args[1]
         for row in _transposed(builder, list(args[3:])):
             builder.store(row, _pointer(context, builder, sig.args[0], args[0], position, _V_F32), align=4)
             position = builder.add(position, args[2])
         return context.get_dummy_value()
+
     return types.void(array, types.intp, types.intp, *[f32x8] * 8), emit

@@ -1,7 +1,8 @@
 """Kernel of the structural similarity and its gradient: one sweep over the rows that keeps eleven of them at a time.
 
-Where both images are equal all over a window the similarity is one and adds nothing to any gradient, so only the columns
-between the first and the last difference of nearby rows are computed: renders of a person are mostly background.
+Where both images are equal all over a window the similarity is one and adds nothing to any gradient, so only the
+columns between the first and the last difference of nearby rows are computed: renders of a person are mostly
+background.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ def _similarity_row(means, offsets, width, length, columns, window, slopes, base
 
 
 @kernel
-def _gradient_row(slopes, offsets, image, target, start, width, length, columns, channels, window, rows, lane_values, scale, gradient):
+def _gradient_row(
+    slopes, offsets, image, target, start, width, length, columns, channels, window, rows, lane_values, scale, gradient
+):
     """Filters the three derivatives of one row and joins them to the gradient, zero outside of ``columns``."""
     margin = RADIUS * channels
     size = length + 2 * margin
@@ -162,7 +165,11 @@ def _gradient_row(slopes, offsets, image, target, start, width, length, columns,
             store(lane_values, 8, dxx)
             store(lane_values, 16, dxy)
             for k in range(width - x):
-                value = lane_values[k] + two * get(image, start + x + k) * lane_values[8 + k] + get(target, start + x + k) * lane_values[16 + k]
+                value = (
+                    lane_values[k]
+                    + two * get(image, start + x + k) * lane_values[8 + k]
+                    + get(target, start + x + k) * lane_values[16 + k]
+                )
                 put(gradient, start + x + k, scale * value)
 
 

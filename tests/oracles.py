@@ -11,21 +11,21 @@ from torch import Tensor
 def real_harmonics(directions: Tensor, degree: int) -> Tensor:
     """Real spherical harmonics [N (degree + 1)^2] of unit vectors [N 3], from their definition.
 
-    N_lm P_lm(z) times the real or imaginary part of (x + iy)^m with the Condon-Shortley phase; P_lm without its factor
-    sin(theta)^m, by the usual recurrence in l.
+    N_nm P_nm(z) times the real or imaginary part of (x + iy)^m with the Condon-Shortley phase; P_nm without its factor
+    sin(theta)^m, by the usual recurrence in n.
     """
     x, y, z = directions.unbind(-1)
-    values = [[None] * (2 * l + 1) for l in range(degree + 1)]
+    values = [[None] * (2 * n + 1) for n in range(degree + 1)]
     cosine, sine = torch.ones_like(x), torch.zeros_like(x)  # of m phi, times sin(theta)^m
     for m in range(degree + 1):
         before, here = torch.zeros_like(x), torch.full_like(x, float(math.prod(range(1, 2 * m, 2))))
-        for l in range(m, degree + 1):
-            norm = math.sqrt((2 * l + 1) / (4 * math.pi) * math.factorial(l - m) / math.factorial(l + m))
+        for n in range(m, degree + 1):
+            norm = math.sqrt((2 * n + 1) / (4 * math.pi) * math.factorial(n - m) / math.factorial(n + m))
             norm *= (-1) ** m * (math.sqrt(2) if m else 1)
-            values[l][l + m] = norm * here * cosine
+            values[n][n + m] = norm * here * cosine
             if m:
-                values[l][l - m] = norm * here * sine
-            before, here = here, ((2 * l + 1) * z * here - (l + m) * before) / (l + 1 - m)
+                values[n][n - m] = norm * here * sine
+            before, here = here, ((2 * n + 1) * z * here - (n + m) * before) / (n + 1 - m)
         cosine, sine = x * cosine - y * sine, x * sine + y * cosine
     return torch.stack([v for row in values for v in row], -1)
 
@@ -69,13 +69,23 @@ def rasterize(gaussians, cameras, background, antialiased=False, near_m=0.01):
     images = []
     for viewmat, K, back in zip(cameras.viewmats.to(dtype), cameras.Ks.to(dtype), background, strict=True):
         eye = torch.linalg.inv(viewmat)[:3, 3]
-        harmonics = real_harmonics(torch.nn.functional.normalize(means - eye, dim=-1), math.isqrt(coefficients.shape[1]) - 1)
+        harmonics = real_harmonics(
+            torch.nn.functional.normalize(means - eye, dim=-1), math.isqrt(coefficients.shape[1]) - 1
+        )
         colors = torch.clamp_min((harmonics[..., None] * coefficients).sum(1) + 0.5, 0.0)
         depths = means @ viewmat[2, :3] + viewmat[2, 3]
         front = torch.nonzero(depths > near_m)[:, 0]
         order = front[torch.argsort(depths[front].float(), stable=True)]
         centres, conics, z, alphas = project(
-            means[order], quats[order], scales[order], opacities[order], viewmat, K, cameras.width, cameras.height, antialiased
+            means[order],
+            quats[order],
+            scales[order],
+            opacities[order],
+            viewmat,
+            K,
+            cameras.width,
+            cameras.height,
+            antialiased,
         )
         ys, xs = torch.meshgrid(torch.arange(cameras.height), torch.arange(cameras.width), indexing="ij")
         pixels = torch.stack([xs, ys], -1).reshape(-1, 2).to(dtype) + 0.5

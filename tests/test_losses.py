@@ -23,7 +23,7 @@ def photos(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def filtered(image: np.ndarray) -> np.ndarray:
     """Gaussian of sigma 1.5 over 11 x 11 pixels, zero outside of the image [H W 3]."""
-    taps = np.exp(-np.arange(-5, 6) ** 2 / (2 * 1.5**2))
+    taps = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     for axis in (0, 1):
         image = correlate1d(image, taps / taps.sum(), axis, mode="constant", cval=0.0)
     return image
@@ -44,7 +44,9 @@ SIZES = [(40, 33), (64, 64), (7, 5), (1, 1), (3, 200), (200, 3), (12, 16)]
 def test_ssim_equals_scipy(height, width):
     image, target = photos(height, width, 3)
     # variances are differences of float32 numbers up to 1, over c2 = 9e-4: 1e-7 / 9e-4 at worst, less on average
-    assert float(ssim(image, target)) == pytest.approx(slow_ssim(image.double().numpy(), target.double().numpy()), abs=1e-5)
+    assert float(ssim(image, target)) == pytest.approx(
+        slow_ssim(image.double().numpy(), target.double().numpy()), abs=1e-5
+    )
 
 
 def test_ssim_gradient_equals_central_differences():

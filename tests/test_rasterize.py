@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import inspect
 import math
 
 import oracles
@@ -89,7 +90,15 @@ def test_the_reference_projects_as_gsplat_does():
     scene, cameras = leaves(cloud(50, 16), torch.float64), views()
     viewmat, K = cameras.viewmats[0].double(), cameras.Ks[0].double()
     centres, conics, depths, opacities = oracles.project(
-        scene.means, scene.quats, scene.scales, scene.opacities, viewmat, K, cameras.width, cameras.height, antialiased=True
+        scene.means,
+        scene.quats,
+        scene.scales,
+        scene.opacities,
+        viewmat,
+        K,
+        cameras.width,
+        cameras.height,
+        antialiased=True,
     )
     covariances, _ = gsplat._quat_scale_to_covar_preci(scene.quats, scene.scales, True, False)
     _, means2d, z, packed, factors = gsplat._fully_fused_projection(
@@ -341,3 +350,19 @@ def test_morton_order_is_a_permutation_for_any_points():
 def test_wrong_number_of_harmonics_is_refused():
     with pytest.raises(ValueError, match="not 5"):
         rasterize(cloud(3, 5), views())
+
+
+def test_the_cuda_adapter_calls_gsplat_by_its_real_signature(monkeypatch):
+    gsplat = pytest.importorskip("gsplat")
+    from hdx_cli.rasterize.cuda import rasterize_cuda
+
+    signature, calls = inspect.signature(gsplat.rasterization), []
+
+    def recorder(*args, **kwargs):  # gsplat itself runs on CUDA devices only
+        calls.append(signature.bind(*args, **kwargs).arguments)
+        return torch.zeros(3, 72, 48, 4), torch.ones(3, 72, 48, 1), {}
+
+    monkeypatch.setattr(gsplat, "rasterization", recorder)
+    rgb, alpha, depth = rasterize_cuda(cloud(5, 9), views(), torch.ones(3, 3), True, 0.02)
+    assert (rgb.shape, alpha.shape, depth.shape) == ((3, 72, 48, 3), (3, 72, 48), (3, 72, 48))
+    assert calls[0]["sh_degree"] == 2 and calls[0]["rasterize_mode"] == "antialiased" and not calls[0]["packed"]

@@ -32,8 +32,8 @@ def test_arithmetic_comparisons_and_choices():
     out = np.empty(96, np.float32)
     _arithmetic(a, b, out)
     expected = [
-        a + b, 2 - a, a * b, a / b, a * b + 1, a - a * b, np.where((a > b) & (a >= 0), a, -1), np.where((a < b) | (a <= -3), a, 0),
-        np.floor(a), np.ceil(a), np.minimum(a, b), np.maximum(a, 0),
+        a + b, 2 - a, a * b, a / b, a * b + 1, a - a * b, np.where((a > b) & (a >= 0), a, -1),
+        np.where((a < b) | (a <= -3), a, 0), np.floor(a), np.ceil(a), np.minimum(a, b), np.maximum(a, 0),
     ]  # fmt: skip
     np.testing.assert_allclose(out.reshape(12, 8), expected, rtol=1e-6, atol=1e-6)  # fused operations round once
 

@@ -82,7 +82,11 @@ def _spans(records, gaussian, tile_x, tile_y, strips, slot, spans, span_ints):
     """
     size = BATCH * WIDTH
     base = gaussian * RECORD
-    slope, height2, curve = splat(get(records, base + 2)), splat(get(records, base + 3)), splat(f4(0) - get(records, base + 4))
+    slope, height2, curve = (
+        splat(get(records, base + 2)),
+        splat(get(records, base + 3)),
+        splat(f4(0) - get(records, base + 4)),
+    )
     top, half_width = get(records, base + 5), get(records, base + 6)
     centre_x = get(records, base) - tile_x - f4(0.5)
     centre_y = get(records, base + 1) - tile_y - f4(0.5)
@@ -156,7 +160,9 @@ def blend(queue, records, tile_starts, tile_ids, width, height, tile_columns, ba
                 for entry in range(batch, batch_end):
                     prefetch(records, np.intp(get(tile_ids, entry + LOOK_AHEAD)) * RECORD)
                     k = entry - batch
-                    bits[k] = _spans(records, np.intp(get(tile_ids, entry)), f4(x0), f4(y0), strips, k * WIDTH, spans, span_ints)
+                    bits[k] = _spans(
+                        records, np.intp(get(tile_ids, entry)), f4(x0), f4(y0), strips, k * WIDTH, spans, span_ints
+                    )
                 for entry in range(batch, batch_end):
                     base = np.intp(get(tile_ids, entry)) * RECORD
                     peak, a = splat(get(records, base + 7)), splat(get(records, base + 8))
@@ -202,8 +208,13 @@ def blend(queue, records, tile_starts, tile_ids, width, height, tile_columns, ba
                     t = load(pixels, o + _T)
                     t = maximum(t, zero - t)
                     covered = f4(1) - t
-                    store_triples(rgb, 3 * pixel, fma(t, bg_r, load(pixels, o + _RED)), fma(t, bg_g, load(pixels, o + _GREEN)),
-                                  fma(t, bg_b, load(pixels, o + _BLUE)))  # fmt: skip
+                    store_triples(
+                        rgb,
+                        3 * pixel,
+                        fma(t, bg_r, load(pixels, o + _RED)),
+                        fma(t, bg_g, load(pixels, o + _GREEN)),
+                        fma(t, bg_b, load(pixels, o + _BLUE)),
+                    )
                     store(alpha, pixel, covered)
                     store(depth, pixel, load(pixels, o + _DEPTH) / maximum(covered, f4(1e-10)))
                     store(transmittance, pixel, t)
@@ -300,7 +311,9 @@ def blend_backward(queue, records, tile_starts, tile_ids, tile_pairs, width, hei
                 for entry in range(batch, batch_end):
                     prefetch(records, np.intp(get(tile_ids, entry + LOOK_AHEAD)) * RECORD)
                     k = entry - batch
-                    bits[k] = _spans(records, np.intp(get(tile_ids, entry)), f4(x0), f4(y0), strips, k * WIDTH, spans, span_ints)
+                    bits[k] = _spans(
+                        records, np.intp(get(tile_ids, entry)), f4(x0), f4(y0), strips, k * WIDTH, spans, span_ints
+                    )
                 for entry in range(batch_end - 1, batch - 1, -1):
                     base = np.intp(get(tile_ids, entry)) * RECORD
                     peak, a = splat(get(records, base + 7)), splat(get(records, base + 8))
@@ -326,7 +339,9 @@ def blend_backward(queue, records, tile_starts, tile_ids, tile_pairs, width, hei
                         n1, ny = zero, zero
                         while o < stop:
                             exponent = fma(dy, fma(dy, load(own, c), load(own, linear)), load(own, constant))
-                            added = (exponent >= load(local, _LEAST_EXPONENT)) & (load(pixel_ints, o + _V_END) > load(own_number, 0))
+                            added = (exponent >= load(local, _LEAST_EXPONENT)) & (
+                                load(pixel_ints, o + _V_END) > load(own_number, 0)
+                            )
                             raw = keep(added, exp2(exponent, local))
                             opaque = minimum(raw, load(local, _MAX_ALPHA))
                             vr, vg = load(pixels, o + _V_RED), load(pixels, o + _V_GREEN)
@@ -334,7 +349,11 @@ def blend_backward(queue, records, tile_starts, tile_ids, tile_pairs, width, hei
                             behind = load(pixels, o + _S)
                             restore = load(local, _ONE) / (load(local, _ONE) - opaque)
                             t = load(pixels, o + _T) * restore
-                            shade = fma(vr, load(own, red), fma(vg, load(own, green), fma(vb, load(own, blue), vz * load(own, z))))
+                            shade = fma(
+                                vr,
+                                load(own, red),
+                                fma(vg, load(own, green), fma(vb, load(own, blue), vz * load(own, z))),
+                            )
                             weight = opaque * t
                             v_opaque = fnma(behind, restore, t * shade)
                             g = keep(raw <= load(local, _MAX_ALPHA), raw * v_opaque)

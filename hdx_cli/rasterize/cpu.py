@@ -45,9 +45,19 @@ def _flat(tensor: Tensor) -> np.ndarray:
 
 
 def _render_view(
-    inputs: list[np.ndarray], bases: int, viewmat: np.ndarray, K: np.ndarray, width: int, padded_width: int, height: int,
-    background: np.ndarray, antialiased: bool, near_m: float, outputs: tuple[np.ndarray, ...], threads: Threads,
-) -> _View:  # fmt: skip
+    inputs: list[np.ndarray],
+    bases: int,
+    viewmat: np.ndarray,
+    K: np.ndarray,
+    width: int,
+    padded_width: int,
+    height: int,
+    background: np.ndarray,
+    antialiased: bool,
+    near_m: float,
+    outputs: tuple[np.ndarray, ...],
+    threads: Threads,
+) -> _View:
     means, quats, scales, opacities, coefficients = inputs
     n = len(opacities)
     rgb, alpha, depth = outputs
@@ -68,7 +78,9 @@ def _render_view(
 
     pair_starts, order = np.empty(n + 1, np.int32), np.empty(n + tiles.PADDING, np.int32)
     keys, other_keys, ids = np.empty(n, np.uint32), np.empty(n, np.uint32), np.empty(n, np.int32)
-    count, pairs = tiles.sort_by_depth(conics.view(np.uint32), visible, counts, pair_starts, keys, ids, other_keys, order)
+    count, pairs = tiles.sort_by_depth(
+        conics.view(np.uint32), visible, counts, pair_starts, keys, ids, other_keys, order
+    )
     if pairs >= 2**31 - tiles.PADDING:
         raise ResourceError(f"{n} Gaussians of this size overlap too many pixels to be rendered at {width} x {height}")
     tile_starts = np.empty(columns * rows + 1, np.int64)
@@ -103,9 +115,13 @@ def _view_backward(
          pairs, v_means, v_quats, v_scales, v_opacities, v_colors) for r in ranges
     ])  # fmt: skip
     v_means_sh = np.empty_like(means) if bases > 1 else v_means
-    threads.run(sh.colors_from_sh_backward, [
-        (coefficients, bases, means, view.eye, view.colors, view.visible, v_colors, *r, v_sh, v_means_sh) for r in ranges
-    ])  # fmt: skip
+    threads.run(
+        sh.colors_from_sh_backward,
+        [
+            (coefficients, bases, means, view.eye, view.colors, view.visible, v_colors, *r, v_sh, v_means_sh)
+            for r in ranges
+        ],
+    )
     if bases > 1:
         v_means += v_means_sh
     return gradients
@@ -123,7 +139,9 @@ def _padded(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 class _Rasterize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, sh_, background, viewmats, Ks, width, height, antialiased, near_m):
+    def forward(
+        ctx, means, quats, scales, opacities, sh_, background, viewmats, Ks, width, height, antialiased, near_m
+    ):
         parameters = (means, quats, scales, opacities, sh_)
         # The kernels work on whole vectors of eight: Gaussians with a zero quaternion are no Gaussians, and what
         # lies right of the image is cut off again.
@@ -162,8 +180,18 @@ class _Rasterize(torch.autograd.Function):
         with Threads(torch.get_num_threads() if n > _FEW_GAUSSIANS else 1) as threads:
             for c, view in enumerate(ctx.views):
                 images = (_flat(alpha[c]), _flat(depth[c]))
-                gradients = _view_backward(view, inputs, bases, padded_width, height, background[c].numpy(),
-                                           ctx.antialiased, images, tuple(_flat(v[c]) for v in v_images), threads)  # fmt: skip
+                gradients = _view_backward(
+                    view,
+                    inputs,
+                    bases,
+                    padded_width,
+                    height,
+                    background[c].numpy(),
+                    ctx.antialiased,
+                    images,
+                    tuple(_flat(v[c]) for v in v_images),
+                    threads,
+                )
                 totals = gradients if totals is None else [a + b for a, b in zip(totals, gradients, strict=True)]
         results = [
             torch.from_numpy(total).reshape(-1, *p.shape[1:])[:n] if needed else None

@@ -26,7 +26,6 @@ from ..simd import (
     ceil,
     f4,
     floor,
-    fma,
     gather,
     get,
     i4,
@@ -83,7 +82,12 @@ def _in_camera(camera, means, i):
 @kernel
 def _unit_quaternions(quats, i):
     """w, x, y, z of unit length, what they were multiplied with, and their squared length before."""
-    w, x, y, z = gather(quats, 4 * i, 4), gather(quats, 4 * i + 1, 4), gather(quats, 4 * i + 2, 4), gather(quats, 4 * i + 3, 4)
+    w, x, y, z = (
+        gather(quats, 4 * i, 4),
+        gather(quats, 4 * i + 1, 4),
+        gather(quats, 4 * i + 2, 4),
+        gather(quats, 4 * i + 3, 4),
+    )
     squared = w * w + x * x + y * y + z * z
     inverse = f4(1) / sqrt(maximum(squared, MIN_SQUARED_QUATERNION))
     return w * inverse, x * inverse, y * inverse, z * inverse, inverse, squared
@@ -175,9 +179,19 @@ def project(means, quats, scales, opacities, colors, camera, width, height, anti
         curve = half * LOG2_E / xx * inverse_c  # (a - b^2 / 4c) / c, without the subtraction
         top = slope * sqrt(height2 / (curve * (curve + slope * slope)))
         store_transposed(records, RECORD * i, RECORD, mean_x, mean_y, slope, height2, curve, top, half_width, peak)
-        store_transposed(records, RECORD * i + 8, RECORD, zero - a, zero - b, zero - c,
-                         select(red < zero, zero, red), select(green < zero, zero, green), select(blue < zero, zero, blue),
-                         z, zero)  # fmt: skip
+        store_transposed(
+            records,
+            RECORD * i + 8,
+            RECORD,
+            zero - a,
+            zero - b,
+            zero - c,
+            select(red < zero, zero, red),
+            select(green < zero, zero, green),
+            select(blue < zero, zero, blue),
+            z,
+            zero,
+        )
         inputs = x + y + z + squared_quat + s0 + s1 + s2 + opacity + red + green + blue
         results = A + B + C + slope + height2 + curve + top + half_width + half_height + mean_x + mean_y
         seen = seen & is_finite(inputs) & is_finite(results)
@@ -236,7 +250,11 @@ def project_backward(means, quats, scales, opacities, camera, antialiased, first
         scatter(v_colors, 3 * i + 1, 3, load(moments, 56))
         scatter(v_colors, 3 * i + 2, 3, load(extra, 0))
 
-        A, B, C = gather(conics, CONIC * i, CONIC), gather(conics, CONIC * i + 1, CONIC), gather(conics, CONIC * i + 2, CONIC)
+        A, B, C = (
+            gather(conics, CONIC * i, CONIC),
+            gather(conics, CONIC * i + 1, CONIC),
+            gather(conics, CONIC * i + 2, CONIC),
+        )
         factor = gather(conics, CONIC * i + 5, CONIC)
         v_opacity = m1 / gather(conics, CONIC * i + 3, CONIC)
         scatter(v_opacities, i, 1, keep(seen, v_opacity * factor))
@@ -315,7 +333,9 @@ def project_backward(means, quats, scales, opacities, camera, antialiased, first
         v_py = fy * inverse_z * v_mean_y + keep(inside_y, v_y_at)
         v_pz = two * inverse_z2 * inverse_z * (fx * x_at * v_jxz + fy * y_at * v_jyz)
         v_pz = v_pz - inverse_z2 * (fx * v_jxx + fy * v_jyy + fx * x * v_mean_x + fy * y * v_mean_y)
-        v_pz = v_pz + select(inside_x, zero, v_x_at * x_at * inverse_z) + select(inside_y, zero, v_y_at * y_at * inverse_z)
+        v_pz = (
+            v_pz + select(inside_x, zero, v_x_at * x_at * inverse_z) + select(inside_y, zero, v_y_at * y_at * inverse_z)
+        )
         v_pz = v_pz + load(extra, 8)
         for axis in range(3):
             world = get(camera, axis) * v_px + get(camera, 3 + axis) * v_py + get(camera, 6 + axis) * v_pz

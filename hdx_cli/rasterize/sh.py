@@ -105,7 +105,11 @@ def colors_from_sh_backward(sh, bases, means, eye, colors, visible, v_colors, fi
     ``v_colors`` are gradients of the colours after they were cut off at zero.
     """
     zero = splat(f4(0))
-    values, v_values, seen_lanes = np.empty(16 * WIDTH, np.float32), np.empty(16 * WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    values, v_values, seen_lanes = (
+        np.empty(16 * WIDTH, np.float32),
+        np.empty(16 * WIDTH, np.float32),
+        np.empty(WIDTH, np.float32),
+    )
     stride = 3 * bases
     i = first
     while i < last:

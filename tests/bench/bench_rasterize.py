@@ -52,7 +52,9 @@ def body_scene(n: int, ordered: bool = True) -> Gaussians:
     scales = np.exp(rng.normal(0, 0.35, (n, 3))) * spacing * 0.75 * [1, 1, 0.35]
     scales[rng.random(n) < 0.02] *= 2.5
     opacities = 1 / (1 + np.exp(-rng.normal(1.2, 1.8, n)))
-    waves = np.stack([np.sin(7 * means[:, 0] + 3 * means[:, 1]), np.sin(9 * means[:, 2] + 1), np.cos(8 * means[:, 1])], 1)
+    waves = np.stack(
+        [np.sin(7 * means[:, 0] + 3 * means[:, 1]), np.sin(9 * means[:, 2] + 1), np.cos(8 * means[:, 1])], 1
+    )
     rgb = np.clip(0.5 + 0.4 * waves + rng.normal(0, 0.08, (n, 3)), 0, 1)
     arrays = (torch.tensor(a, dtype=torch.float32) for a in (means, quats, scales, opacities))
     gaussians = Gaussians(*arrays, sh_from_rgb(torch.tensor(rgb, dtype=torch.float32)))
@@ -157,12 +159,18 @@ def main() -> None:
 
         for n in map(int, args.sizes.split(",")):
             vector, scalar, difference = peer_times(body_scene(n), views[:3])
-            print(f"{n:>10} blending only: vectors {vector:.1f}, scalar numba {scalar:.1f}, ratio {scalar / vector:.1f} "
-                  f"(gradients differ by {difference:.0e})", flush=True)  # fmt: skip
+            print(
+                f"{n:>10} blending only: vectors {vector:.1f}, scalar numba {scalar:.1f}, ratio {scalar / vector:.1f} "
+                f"(gradients differ by {difference:.0e})",
+                flush=True,
+            )
     if args.cold:
         with tempfile.TemporaryDirectory() as cache:
             for label in ("cold", "warm"):
-                print(f"first render, backward, SSIM of a process ({label} cache), CPU s: {first_calls(cache)}", flush=True)
+                print(
+                    f"first render, backward, SSIM of a process ({label} cache), CPU s: {first_calls(cache)}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

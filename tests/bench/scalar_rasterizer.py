@@ -63,7 +63,9 @@ def blend(records, starts, ids, width, height, columns, background, rgb, alpha, 
                     if t < ZERO:
                         continue
                     dx = np.float32(x) - mx
-                    power = records[b + 7] + records[b + 8] * dx * dx + records[b + 9] * dx * dy + records[b + 10] * dy * dy
+                    power = (
+                        records[b + 7] + records[b + 8] * dx * dx + records[b + 9] * dx * dy + records[b + 10] * dy * dy
+                    )
                     a = min(MAX_ALPHA, math.exp(power * LN2))
                     if a < MIN_ALPHA:
                         continue
@@ -122,7 +124,9 @@ def blend_backward(records, starts, ids, tile_pairs, width, height, columns, bac
                     if ends[y * width + x] <= entry - start:
                         continue
                     dx = np.float32(x) - mx
-                    power = records[b + 7] + records[b + 8] * dx * dx + records[b + 9] * dx * dy + records[b + 10] * dy * dy
+                    power = (
+                        records[b + 7] + records[b + 8] * dx * dx + records[b + 9] * dx * dy + records[b + 10] * dy * dy
+                    )
                     raw = math.exp(power * LN2)
                     a = min(MAX_ALPHA, raw)
                     if a < MIN_ALPHA:
@@ -159,8 +163,20 @@ def peer_times(gaussians: Gaussians, views: Cameras, repeats: int = 3) -> tuple[
     with Threads(1) as threads:
         for c in range(len(views)):
             images = [torch.empty(height * width * k).numpy() for k in (3, 1, 1)]
-            view = cpu._render_view(inputs, gaussians.sh.shape[1], views.viewmats[c].numpy(), views.Ks[c].numpy(), width,
-                                    width, height, background, False, 0.01, images, threads)  # fmt: skip
+            view = cpu._render_view(
+                inputs,
+                gaussians.sh.shape[1],
+                views.viewmats[c].numpy(),
+                views.Ks[c].numpy(),
+                width,
+                width,
+                height,
+                background,
+                False,
+                0.01,
+                images,
+                threads,
+            )
             lists = (view.records, view.tile_starts, view.tile_ids)
             pairs, scalar_pairs = (np.empty(PAIR * len(view.tile_pairs), np.float32) for _ in range(2))
             copies = [x.copy() for x in (*images, view.transmittance, view.ends)]
@@ -169,7 +185,9 @@ def peer_times(gaussians: Gaussians, views: Cameras, repeats: int = 3) -> tuple[
                 size = (width, height, view.tile_columns, background, table)
                 saved = (view.transmittance, view.ends, view.tile_ends)
                 cpu.blend.blend(np.zeros(1, np.int64), *lists, *size, *images, *saved)
-                cpu.blend.blend_backward(np.zeros(1, np.int64), *lists, view.tile_pairs, *size, *images[1:], *saved, *v, pairs)
+                cpu.blend.blend_backward(
+                    np.zeros(1, np.int64), *lists, view.tile_pairs, *size, *images[1:], *saved, *v, pairs
+                )
 
             def scalar(view=view, lists=lists, copies=copies, scalar_pairs=scalar_pairs):
                 size = (width, height, view.tile_columns, background)
