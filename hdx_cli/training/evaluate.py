@@ -13,20 +13,23 @@ from ..losses import psnr, ssim
 FRONT_DEG, BACK_DEG = 40.0, 140.0  # view bins by distance from the photo's azimuth
 
 
-def true_cameras_in_avatar_world(truth: Cameras, photo_camera: Cameras, true_axis_m: float) -> Cameras:
+def true_cameras_in_avatar_world(
+    truth: Cameras, photo_camera: Cameras, true_centre: Float[Tensor, "3"], centre: Float[Tensor, "3"]
+) -> Cameras:
     """The true cameras, expressed in the world of an avatar that was made from true view 0.
 
     A single photo fixes neither scale nor depth: both worlds are joined at the photo's camera and scaled so that the
-    vertical axis through the person lies at the same depth; view i then differs from view 0 by the true rotation.
+    person's centre lies at the same depth; view i then differs from view 0 by the true rotation.
 
     Args:
         truth: true cameras (C views), view 0 took the photo.
-        photo_camera: the avatar's camera of the photo (C = 1), whose world has the person on the y axis.
-        true_axis_m: depth of the person's axis in true view 0, metres.
+        photo_camera: the avatar's camera of the photo (C = 1).
+        true_centre: centre of the person in the true world, metres; centre: the same point in the avatar's world.
     """
     relative = truth.viewmats.double() @ torch.linalg.inv(truth.viewmats[0].double())
-    estimated_axis_m = float(photo_camera.viewmats[0, 2, 3] + photo_camera.viewmats[0, 2, 1] * photo_camera.positions()[0, 1])
-    relative[:, :3, 3] *= estimated_axis_m / true_axis_m
+    true_depth_m = float(truth[0].project(true_centre[None])[1])
+    depth_m = float(photo_camera.project(centre[None])[1])
+    relative[:, :3, 3] *= depth_m / true_depth_m
     viewmats = (relative @ photo_camera.viewmats[0].double()).float()
     return Cameras(viewmats, truth.Ks, truth.width, truth.height)
 

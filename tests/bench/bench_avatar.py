@@ -19,6 +19,7 @@ from PIL import Image
 
 from hdx_cli.avatars.explicit import Settings, fit_coarse
 from hdx_cli.bodies import anny
+from hdx_cli.bodies.base import posed_vertices
 from hdx_cli.bodies.fit import fit_body
 from hdx_cli.camera import Cameras
 from hdx_cli.observation import Photo
@@ -56,7 +57,9 @@ def main() -> None:
         fit = fit_body(model, observation, focal_px=float(truth.Ks[0, 0, 0]))
         avatar = fit_coarse(observation, fit, model, Settings())
         seconds = time.process_time() - started
-        cameras = true_cameras_in_avatar_world(truth, fit.camera, float(truth.viewmats[0, 2, 3] + truth.viewmats[0, 2, 1] * truth.positions()[0, 1]))
+        # the renders turn about the mean of the body's vertices
+        centre = torch.from_numpy(posed_vertices(model, fit.body, fit.pose).mean(0)).float()
+        cameras = true_cameras_in_avatar_world(truth, fit.camera, torch.tensor([0.0, float(centre[1]), 0.0]), centre)
         gaussians, scores, strip = avatar.gaussians(), [], []
         for view, image in enumerate(images):
             with torch.no_grad():
