@@ -1,8 +1,8 @@
-"""A stronger matte from BiRefNet (Zheng et al. 2024, MIT) for those who have it; optional and never needed.
+"""A stronger matte from BiRefNet (Zheng et al. 2024, MIT) for those who have it; optional.
 
-This path needs the ``transformers`` package and the model from the Hugging Face Hub or its cache. Loading runs the model
-code of that repository (``trust_remote_code``), so it is used only on request. It has not been run in the project's
-own tests, which work offline.
+This path needs the ``transformers`` package and the model from the Hugging Face Hub or its cache. Loading runs the
+model code of that repository (``trust_remote_code``), so it is used only on request. Written from the model's
+documentation and not run so far: the project's tests work offline.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Cartoons, statues and children are not told from adults here: none of the models
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..images import resize
 from ..observation import Keypoints, Photo
-from .keypoints import INDEX, LANDMARKS, Box
+from .keypoints import INDEX, LANDMARKS, Box, to_bytes
 from .people import PoseDetection, body_height_px_of
 
 # Synthetic people of 430, 220, 110 and 70 px: landmark error 1.5, 1.7, 3.3 and 3.0 % of the height, face mesh found
@@ -81,16 +81,19 @@ def check(photo: Photo, detection: PoseDetection, alpha: Float32[np.ndarray, "H 
     if not detection.people:
         return [Finding("E_NO_PERSON", "reject", "no person found")]
     person = detection.person
+    masked = [] if alpha is None else _mask(person.keypoints, alpha)
+    if any(finding.severity == "reject" for finding in masked):
+        return [replace(finding, box=person.box) for finding in masked]  # all else would follow from it
     findings = [
         *_others(detection),
         *_size(detection),
-        *_cropped(person.keypoints, photo),
+        *_cropped(person.keypoints, photo, alpha),
         *_view(person.keypoints),
         *_stance(person.keypoints),
         *_sharpness(photo, detection),
-        *([] if alpha is None else _mask(person.keypoints, alpha)),
+        *masked,
     ]
-    boxed = [Finding(f.code, f.severity, f.message, person.box) for f in findings]
+    boxed = [replace(finding, box=person.box) for finding in findings]
     return sorted(boxed, key=lambda finding: finding.severity != "reject")
 
 
@@ -107,7 +110,7 @@ def turn_deg(keypoints: Keypoints) -> float:
     return float(np.degrees(np.arctan2(across[2], across[0])))
 
 
-def limb_angles_deg(keypoints: Keypoints, start: str, end: str) -> Float[np.ndarray, "2"]:
+def limb_angles_deg(keypoints: Keypoints, start: str, end: str) -> Float[np.ndarray, 2]:
     """Angles of the left and right limb from straight down along the torso, degrees [2]."""
     world = keypoints.world.astype(float)
     down = sum(world[INDEX[f"{side}_hip"]] - world[INDEX[f"{side}_shoulder"]] for side in ("left", "right"))
@@ -141,7 +144,7 @@ def blur(rgb: Float32[np.ndarray, "H W 3"], area: Float32[np.ndarray, "H W"], he
 
 def draw_overlay(photo: Photo, detection: PoseDetection, findings: list[Finding]) -> Float32[np.ndarray, "H W 3"]:
     """The photo with everybody's box and number, the chosen one's skeleton, and the findings in words below [H W 3]."""
-    pixels = np.round(np.clip(photo.rgb, 0, 1) * 255).astype(np.uint8)
+    pixels = to_bytes(photo.rgb, photo.alpha)
     unit = max(1.0, max(pixels.shape[:2]) / 500)
     font = ImageFont.load_default(size=11 * unit)
     lines = [f"{finding.code}  {finding.message}" for finding in findings] or ["nothing speaks against this photo"]
@@ -170,7 +173,8 @@ def draw_overlay(photo: Photo, detection: PoseDetection, findings: list[Finding]
 def _others(detection: PoseDetection) -> list[Finding]:
     if len(detection.people) < 2:
         return []
-    message = f"{len(detection.people)} people; number {detection.chosen + 1} from the left is used (--person N takes another)"
+    count, number = len(detection.people), detection.chosen + 1
+    message = f"{count} people; number {number} from the left is used (--person N takes another)"
     return [Finding("W_SEVERAL_PEOPLE", "warn", message)]
 
 
@@ -185,11 +189,15 @@ def _size(detection: PoseDetection) -> list[Finding]:
     return []
 
 
-def _cropped(keypoints: Keypoints, photo: Photo) -> list[Finding]:
-    """Where the image cuts the body; positions decide, for confidence also falls behind clothes and other people."""
+def _cropped(keypoints: Keypoints, photo: Photo, alpha: Float32[np.ndarray, "H W"] | None) -> list[Finding]:
+    """Where the image, or the matte of the user, cuts the body.
+
+    Positions decide, for confidence also falls behind clothes and other people.
+    """
     height, width = photo.rgb.shape[:2]
     x, y = keypoints.pixels[:, 0], keypoints.pixels[:, 1]
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    bottom = height if alpha is None or not alpha.any() else 1.03 * (np.flatnonzero(alpha.max(axis=1) > 0.5).max() + 1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < min(height, bottom))
 
     def cut(*joints: str) -> bool:
         return not any(inside[INDEX[f"{side}_{joint}"]] for side in ("left", "right") for joint in joints)
@@ -281,7 +289,7 @@ def _draw_skeleton(draw: ImageDraw.ImageDraw, keypoints: Keypoints, unit: float)
             colour = (90, 170, 255) if a.startswith("left") and b.startswith("left") else (255, 120, 170)
             draw.line(ends, fill=colour, width=round(2 * unit))
     dots = [points[i, :2] for i, name in enumerate(LANDMARKS) if _seen(keypoints, name)]
-    for group, radius in ((dots, 2.2), (keypoints.left_hand, 1.0), (keypoints.right_hand, 1.0), (keypoints.face, 0.4)):
+    for group, radius in ((dots, 2.2), (keypoints.left_hand, 1.0), (keypoints.right_hand, 1.0), (keypoints.face, 0.25)):
         for point in [] if group is None else group:
             x, y, r = float(point[0]), float(point[1]), radius * unit
             draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 255))

@@ -134,10 +134,10 @@ def _pass(
         return None
     landmarks, world, probability = found.landmarks, found.world, found.probability
     if mirrored:
-        landmarks = (landmarks * (-1, 1, 1) + (crop.shape[1], 0, 0))[MIRRORED]
-        world = (world * (-1, 1, 1))[MIRRORED]
+        landmarks = (landmarks * np.float32([-1, 1, 1]) + np.float32([crop.shape[1], 0, 0]))[MIRRORED]
+        world = (world * np.float32([-1, 1, 1]))[MIRRORED]
         probability = probability[:, ::-1]
-    landmarks = landmarks + (*corner, 0)
+    landmarks = landmarks + np.float32([*corner, 0])
     return PosePass(landmarks, world, paste(probability, corner, image.shape[:2]))
 
 
@@ -187,7 +187,7 @@ def _hand(
 
 
 def _nearest(
-    found: list[Float[np.ndarray, "P 3"]], wrist: Float[np.ndarray, "2"], limit_px: float
+    found: list[Float[np.ndarray, "P 3"]], wrist: Float[np.ndarray, 2], limit_px: float
 ) -> Float[np.ndarray, "P 3"] | None:
     """The hand whose wrist lies nearest, if it lies within ``limit_px``."""
     near = [hand for hand in found if np.linalg.norm(hand[0, :2] - wrist) < limit_px]
@@ -289,8 +289,8 @@ def paste(
 
 
 def _square(
-    image: UInt8[np.ndarray, "H W 3"], centre: Float[np.ndarray, "2"], half_side: float, side_px: int = 448
-) -> tuple[UInt8[np.ndarray, "448 448 3"], float, Float[np.ndarray, "2"]]:
+    image: UInt8[np.ndarray, "H W 3"], centre: Float[np.ndarray, 2], half_side: float, side_px: int = 448
+) -> tuple[UInt8[np.ndarray, "448 448 3"], float, Float[np.ndarray, 2]]:
     """A square window at the size the small models like: pixels, image px per crop px, corner in px."""
     window = centre[0] - half_side, centre[1] - half_side, centre[0] + half_side, centre[1] + half_side
     crop, corner = cut_out(image, window)

@@ -100,7 +100,7 @@ def find_faces(image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "F 5"]:
     with face_model() as run:
         for x0, y0, x1, y1 in ((0, 0, image.shape[1], image.shape[0]), *_tiles(image, 2)):
             faces = run(image[y0:y1, x0:x1])
-            found.append(faces + (x0, y0, x0, y0, 0))
+            found.append(faces + np.float32([x0, y0, x0, y0, 0]))
     faces = np.concatenate(found)
     faces = faces[np.argsort(-faces[:, 4], kind="stable")]
     kept: list[np.ndarray] = []
@@ -123,17 +123,18 @@ def _tiles(image: UInt8[np.ndarray, "H W 3"], parts: int) -> Iterator[tuple[int,
             yield x0, y0, x0 + width // parts, y0 + height // parts
 
 
-def _explains(person: Person, face: Float32[np.ndarray, "5"]) -> bool:
+def _explains(person: Person, face: Float32[np.ndarray, 5]) -> bool:
     """Whether the face is the person's own."""
     head = person.keypoints.pixels[_HEAD, :2].mean(axis=0)
     return bool(np.linalg.norm(head - (face[:2] + face[2:4]) / 2) < 0.7 * (face[2] - face[0]))
 
 
 def _person_of_face(
-    run: PoseRunner, image: UInt8[np.ndarray, "H W 3"], face: Float32[np.ndarray, "5"], others: list[Person]
+    run: PoseRunner, image: UInt8[np.ndarray, "H W 3"], face: Float32[np.ndarray, 5], others: list[Person]
 ) -> Person | None:
     """The most complete body under a face: windows of several sizes, with and without the others painted out."""
-    centre_x, top, size = (face[0] + face[2]) / 2, face[1], face[2] - face[0]
+    x0, top, x1 = (float(v) for v in face[:3])
+    centre_x, size = (x0 + x1) / 2, x1 - x0
     bodies = []
     # A person is 9 to 11 BlazeFace boxes high; the small window holds the upper body where the rest is hidden.
     for half_width, depth in ((4.0, 11.5), (2.5, 11.5), (2.5, 5.0)):
@@ -168,7 +169,7 @@ def _told_apart(run: PoseRunner, image: UInt8[np.ndarray, "H W 3"], people: list
 
 
 def _painted_out(
-    image: UInt8[np.ndarray, "H W 3"], people: list[Person], spare: Float32[np.ndarray, "5"] | None = None
+    image: UInt8[np.ndarray, "H W 3"], people: list[Person], spare: Float32[np.ndarray, 5] | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The image with people covered by the mean colour round them; a spared face stays."""
     covered = np.zeros(image.shape[:2], np.uint8)
