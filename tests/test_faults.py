@@ -155,7 +155,6 @@ def limited(limit: int, *arguments: object, cwd: Path) -> subprocess.CompletedPr
     ("limit", "arguments"),
     [
         (50_000, ["export"]),
-        (50_000, ["export", "-o", "mine.ply"]),
         (1_500, ["render", "--size", "128x192", "--seconds", "1"]),
         (1_500, ["render", "--size", "128x192", "--seconds", "1", "-o", "mine.gif"]),
         (1_500, ["render", "--size", "128x192", "--seconds", "1", "--format", "png"]),
@@ -219,7 +218,7 @@ def test_ctrl_c_in_every_stage_and_the_rerun_continues(tmp_path: Path, created: 
     run = tmp_path / "my photo-avatar"
     command = ["create", "my photo.jpg", *QUICK]
     finished = 0
-    for after in ("photo:", "body:", "avatar:", "splat file:"):
+    for after in ("photo:", "body:", "avatar:"):
         code, said = interrupted(command, tmp_path, after)
         assert code == 130, said
         assert "Traceback" not in said
@@ -228,7 +227,7 @@ def test_ctrl_c_in_every_stage_and_the_rerun_continues(tmp_path: Path, created: 
         assert said.count("done before") >= finished, said  # more where a stage took less than the moment waited
         finished += 1
     done = hdx(*command, cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr.count("done before") >= 4, done.stderr
+    assert done.returncode == 0 and done.stderr.count("done before") >= 3, done.stderr
     # and the result is, byte for byte, that of the run which nobody interrupted
     whole = created / "Фото меня 🙂-avatar"
     for name in PRODUCTS:
