@@ -85,6 +85,22 @@ def test_images_and_gradients_equal_a_dense_reference(bases, antialiased, camera
     assert relative(our_background.grad, their_background.grad) < 5e-6
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_gradients_where_alpha_is_cut_off_and_pixels_are_finished(seed):
+    scene, cameras = cloud(150, seed=seed), views(40, 40, (1.0,))
+    scene.scales.mul_(4)
+    scene.opacities[::2] = 1.0
+    ours, theirs = leaves(scene), leaves(scene, torch.float64)
+    rendered = rasterize(ours, cameras)
+    references = oracles.rasterize(theirs, cameras, torch.zeros(1, 3).double())
+    assert (rendered.alpha > 0.9985).float().mean() > 0.05  # many have little room left
+    (rendered.rgb.square().sum() + rendered.alpha.sum()).backward()
+    (references[0].square().sum() + references[1].sum()).backward()
+    for name in NAMES:
+        # the transmittance comes back by divisions from 1e-4, each of which rounds
+        assert relative(getattr(ours, name).grad, getattr(theirs, name).grad) < 3e-5, name
+
+
 def test_the_reference_projects_as_gsplat_does():
     gsplat = pytest.importorskip("gsplat.cuda._torch_impl")
     scene, cameras = leaves(cloud(50, 16), torch.float64), views()
