@@ -24,6 +24,7 @@ from . import clothing, surface, unseen
 from .base import Avatar, axes_of_factors, blend, inverse_transforms, posed, strongest
 from .optimize import fit_image
 
+FRINGE_PX = 2.0
 SHOWN = 0.25  # a Gaussian of which less than this share shows in the photo is not seen in it
 SEEN_SHARE = 0.58  # of the Gaussians, for what the photo shows
 HEAD, HAND = PARTS.index("head"), PARTS.index("hand")
@@ -61,7 +62,24 @@ def person_window(
         rgb = cv2.resize(rgb * alpha[..., None] + 1e-4 * rgb, (width, height), interpolation=cv2.INTER_AREA)
         rgb, alpha = rgb / (weight + 1e-4)[..., None], weight
     window = camera.resampled(scale, float(x0), float(y0), width, height)
-    return window, np.ascontiguousarray(rgb, np.float32), np.ascontiguousarray(alpha, np.float32)
+    return window, without_fringe(rgb, alpha), np.ascontiguousarray(alpha, np.float32)
+
+
+def without_fringe(rgb: Float[np.ndarray, "H W 3"], alpha: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W 3"]:
+    """Colours whose last pixels before the matte's edge are those of the nearest pixel further inside.
+
+    A matte that is a pixel off leaves a rim in the background's colour, which shows as stripes once the avatar turns. What
+    is too thin to have an inside (a strand of hair, a strap) keeps its colours.
+    """
+    solid = (alpha > 0.95).astype(np.uint8)
+    inside = cv2.distanceTransform(np.pad(solid, 1, constant_values=1), cv2.DIST_L2, 5)[1:-1, 1:-1] > FRINGE_PX
+    distance, labels = cv2.distanceTransformWithLabels(
+        (~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    lookup = np.zeros((labels.max() + 1, 3), np.float32)
+    lookup[labels[inside]] = rgb[inside]
+    fringe = (~inside) & (distance < 2 * FRINGE_PX + 1)
+    return np.where(fringe[..., None], lookup[labels], rgb).astype(np.float32)
 
 
 def fit_coarse(
@@ -113,7 +131,7 @@ def fit_coarse(
         rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, rest_normals, rest.vertices[model.parts == HEAD]
     )
     if slanting.any():
-        hidden_rgb[slanting] = unseen.nearest_seen(hidden.means[slanting], seen.means, seen_rgb)
+        hidden_rgb[slanting] = unseen.nearest_seen(hidden.means[slanting], parts[1][slanting], seen.means, parts[0], seen_rgb)
     colours = np.concatenate([seen_rgb, hidden_rgb, seen_rgb[behind_of]])
 
     quats, scales = axes_of_factors(np.concatenate([p.factors for p in points]))
@@ -228,5 +246,7 @@ def _unseen_colours(rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, 
             head_vertices.mean(0), low + 0.85 * (high - low),
         )  # fmt: skip
         jaw &= hidden_parts == HEAD
-        colours[jaw] = unseen.nearest_seen(hidden.means[jaw], seen.means[solid], seen_rgb[solid])
+        colours[jaw] = unseen.nearest_seen(
+            hidden.means[jaw], hidden_parts[jaw], seen.means[solid], seen_parts[solid], seen_rgb[solid]
+        )
     return colours

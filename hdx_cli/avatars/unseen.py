@@ -76,11 +76,11 @@ def see_through(
         direct = mine & right_behind[row, column]
         colours[direct] = smoothed(image, right_behind)[row[direct], column[direct]]
         elsewhere = mine & ~direct
-        for lender in (name, *RELATIVES[name], None):
-            lent = (limb >= 0 if lender is None else limb == PARTS.index(lender)) & source
+        for lenders in (LENDERS[name], *((relative,) for relative in RELATIVES[name]), PARTS):
+            lent = np.isin(limb, [PARTS.index(lender) for lender in lenders]) & source
             clean = cv2.erode(lent.astype(np.uint8), kernel) > 0
             lent = clean if clean.sum() > 30 else lent
-            if lent.sum() > 30 or (lender is None and lent.any()):
+            if lent.sum() > 30 or (lenders == PARTS and lent.any()):
                 _, labels = cv2.distanceTransformWithLabels(
                     (~lent).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
                 )
@@ -131,21 +131,34 @@ def round_the_neck(
 
 
 def nearest_seen(
-    points: Float[np.ndarray, "Q 3"], seen: Float[np.ndarray, "P 3"], colours: Float[np.ndarray, "P 3"]
+    points: Float[np.ndarray, "Q 3"],
+    parts: Int[np.ndarray, "Q"],
+    seen: Float[np.ndarray, "P 3"],
+    seen_parts: Int[np.ndarray, "P"],
+    colours: Float[np.ndarray, "P 3"],
 ) -> Float[np.ndarray, "Q 3"]:
-    """Colours [Q 3] of the three nearest seen points, averaged; all in one space, metres."""
-    _, index = cKDTree(seen).query(points, k=min(3, len(seen)))
-    return colours[index.reshape(len(points), -1)].mean(axis=1)
+    """Colours [Q 3] of the three nearest seen points of the same limb, averaged; all in one space, metres.
+
+    A limb of which nothing is seen takes any limb's.
+    """
+    painted = np.zeros((len(points), 3))
+    for part in np.unique(parts):
+        mine, lenders = parts == part, seen_parts == part
+        if lenders.sum() < 3:
+            lenders = np.ones(len(seen), bool)
+        _, index = cKDTree(seen[lenders]).query(points[mine], k=min(3, int(lenders.sum())))
+        painted[mine] = colours[lenders][index.reshape(int(mine.sum()), -1)].mean(axis=1)
+    return painted
 
 
 def shows_at_the_outline(
     image: Float[np.ndarray, "H W 3"], alpha: Float[np.ndarray, "H W"], limb: Int[np.ndarray, "H W"]
 ) -> np.ndarray:
-    """Pixels of torso and neck whose colour also shows on the flanks at about that height, [H W] bool; true elsewhere.
+    """Pixels of the torso whose colour also shows on the flanks at about that height, [H W] bool; true elsewhere.
 
-    What is on a person's chest but not on the flanks (a tie, a necklace, a print, the skin in a neckline) is not on the back.
+    What is on a person's chest but not on the flanks (a tie, a print, the skin in a neckline) is not on the back.
     """
-    trunk = np.isin(limb, [PARTS.index("torso"), PARTS.index("neck")]) & (alpha > 0.9)
+    trunk = (limb == PARTS.index("torso")) & (alpha > 0.9)
     shows = np.ones(limb.shape, bool)
     rows = np.nonzero(trunk.any(1))[0]
     if len(rows) == 0:
