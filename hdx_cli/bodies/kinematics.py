@@ -56,55 +56,70 @@ class Posed:
 
     Attributes:
         rotations, translations: skinning transforms [J 3 3], [J 3].
-        local: every joint's own rotation [J 3 3].
         turning: [J 3 3], takes a change of the joint's rotation vector to an angular velocity in the world.
         centres: posed joint positions [J 3].
     """
 
     rotations: Float[np.ndarray, "J 3 3"]
     translations: Float[np.ndarray, "J 3"]
-    local: Float[np.ndarray, "J 3 3"]
     turning: Float[np.ndarray, "J 3 3"]
     centres: Float[np.ndarray, "J 3"]
 
 
+# Plain loops that write into their last argument: numba compiles array expressions and assignments ten times slower.
 @njit(cache=True)
-def _exponential(w):
+def _product(a, b, out):
+    """out = a @ b."""
+    for i in range(a.shape[0]):
+        for j in range(b.shape[1]):
+            total = 0.0
+            for k in range(a.shape[1]):
+                total += a[i, k] * b[k, j]
+            out[i, j] = total
+
+
+@njit(cache=True)
+def _exponential(w, rotation, left):
     """exp(w) and the left Jacobian of SO(3) at w (Sola et al. 2018, Eq. 132 and 145)."""
     squared = w[0] * w[0] + w[1] * w[1] + w[2] * w[2]
-    cross = np.zeros((3, 3))
-    cross[0, 1], cross[0, 2], cross[1, 2] = -w[2], w[1], -w[0]
-    cross[1, 0], cross[2, 0], cross[2, 1] = w[2], -w[1], w[0]
     if squared < 1e-10:
         a, b, c = 1 - squared / 6, 0.5 - squared / 24, 1 / 6 - squared / 120
     else:
         angle = np.sqrt(squared)
         a, b, c = np.sin(angle) / angle, (1 - np.cos(angle)) / squared, (angle - np.sin(angle)) / (squared * angle)
-    cross2 = cross @ cross
-    return np.eye(3) + a * cross + b * cross2, np.eye(3) + b * cross + c * cross2
+    for i in range(3):
+        for j in range(3):
+            # the square of the cross-product matrix is w w^T - |w|^2 I
+            one = 1.0 if i == j else 0.0
+            square = w[i] * w[j] - squared * one
+            cross = 0.0
+            if i != j:
+                cross = w[3 - i - j] * (1.0 if (j - i) % 3 == 2 else -1.0)
+            rotation[i, j] = one + a * cross + b * square
+            left[i, j] = one + b * cross + c * square
 
 
 @njit(cache=True)
-def _pose(rotvecs, root_rotation, joints, translation, parents):
-    count = len(parents)
-    rotations, local, turning = np.empty((count, 3, 3)), np.empty((count, 3, 3)), np.empty((count, 3, 3))
-    translations, centres = np.empty((count, 3)), np.empty((count, 3))
-    for j in range(count):
-        turn, left = _exponential(rotvecs[j])
+def _pose(rotvecs, root_rotation, joints, translation, parents, rotations, translations, turning, centres):
+    turn, left = np.empty((3, 3)), np.empty((3, 3))
+    for j in range(len(parents)):
+        _exponential(rotvecs[j], turn, left)
         parent = parents[j]
         if parent < 0:
-            local[j] = turn @ root_rotation
-            turning[j] = left
-            rotations[j] = local[j]
-            translations[j] = joints[j] - local[j] @ joints[j] + translation
-            centres[j] = joints[j] + translation
+            _product(turn, root_rotation, rotations[j])
         else:
-            local[j] = turn
-            turning[j] = rotations[parent] @ left
-            rotations[j] = rotations[parent] @ turn
-            translations[j] = rotations[parent] @ (joints[j] - turn @ joints[j]) + translations[parent]
-            centres[j] = rotations[parent] @ joints[j] + translations[parent]
-    return rotations, translations, local, turning, centres
+            _product(rotations[parent], turn, rotations[j])
+            _product(rotations[parent], left, turning[j])
+        for a in range(3):
+            centres[j, a] = joints[j, a] + translation[a] if parent < 0 else translations[parent, a]
+            for b in range(3):
+                if parent < 0:
+                    turning[j, a, b] = left[a, b]
+                else:
+                    centres[j, a] += rotations[parent, a, b] * joints[j, b]
+            translations[j, a] = centres[j, a]
+            for b in range(3):
+                translations[j, a] -= rotations[j, a, b] * joints[j, b]
 
 
 @njit(cache=True)
@@ -121,18 +136,20 @@ def _points(point, joint, source, mass, weight, positions, rotations, translatio
 
 
 @njit(cache=True)
-def _translations_jacobian(rotations, local, joints_jacobian, parents):
-    """d translations / d shape [J 3 S] of the skinning transforms at a fixed pose."""
-    count, shapes = len(parents), joints_jacobian.shape[2]
-    out = np.empty((count, 3, shapes))
-    for j in range(count):
+def _translations_jacobian(rotations, joints_jacobian, parents, out):
+    """d translations / d shape [J 3 S] of the skinning transforms at a fixed pose.
+
+    A joint's transform holds the joint's own position in its parent: t_j = t_p + (R_p - R_j) h_j.
+    """
+    for j in range(len(parents)):
         parent = parents[j]
-        held = np.eye(3) - local[j]
-        if parent < 0:
-            out[j] = held @ joints_jacobian[j]
-        else:
-            out[j] = out[parent] + (rotations[parent] @ held) @ joints_jacobian[j]
-    return out
+        for a in range(3):
+            for s in range(joints_jacobian.shape[2]):
+                total = out[parent, a, s] if parent >= 0 else joints_jacobian[j, a, s]
+                for b in range(3):
+                    above = rotations[parent, a, b] if parent >= 0 else 0.0
+                    total += (above - rotations[j, a, b]) * joints_jacobian[j, b, s]
+                out[j, a, s] = total
 
 
 @njit(cache=True)
@@ -142,11 +159,10 @@ def _points_jacobian(
 ):  # fmt: skip
     joints, shapes = len(parents), positions_jacobian.shape[2]
     out = np.zeros((count, 3, pose_size + shapes))
-    lever = np.zeros((count, joints, 3))
+    lever, share = np.zeros((count, joints, 3)), np.empty(3)
     touched = np.zeros((count, joints), np.bool_)
     for e in range(len(point)):
         p, j = point[e], joint[e]
-        share = np.empty(3)
         for a in range(3):
             share[a] = mass[e] * translations[j, a]
             for b in range(3):
@@ -167,7 +183,7 @@ def _points_jacobian(
     for p in range(count):
         for j in range(joints):
             if touched[p, j]:
-                x, y, z = lever[p, j]
+                x, y, z = lever[p, j, 0], lever[p, j, 1], lever[p, j, 2]
                 for k in range(first_parameter[j], first_parameter[j] + parameter_count[j]):
                     u, v, w = velocities[j, 0, k], velocities[j, 1, k], velocities[j, 2, k]
                     out[p, 0, k] += v * z - w * y
@@ -184,14 +200,19 @@ def pose_skeleton(
     parents: Int[np.ndarray, "J"],
 ) -> Posed:
     """The skeleton under joint rotations exp(rotvecs); the root turns by exp(rotvecs[0]) @ root_rotation."""
-    return Posed(*_pose(rotvecs, root_rotation, joints, translation, parents))
+    count = len(parents)
+    rotations, turning = np.empty((count, 3, 3)), np.empty((count, 3, 3))
+    translations, centres = np.empty((count, 3)), np.empty((count, 3))
+    arguments = (np.ascontiguousarray(a, float) for a in (rotvecs, root_rotation, joints, translation))
+    _pose(*arguments, parents, rotations, translations, turning, centres)
+    return Posed(rotations, translations, turning, centres)
 
 
 def posed_points(
     points: RiggedPoints, coefficients: Float[np.ndarray, "K"], posed: Posed
 ) -> Float[np.ndarray, "P 3"]:
     """Positions [P 3] of rigged points."""
-    positions = points.sources(coefficients).astype(float)
+    positions = np.ascontiguousarray(points.sources(coefficients), float)
     return _points(
         points.point, points.joint, points.source, points.mass, points.weight, positions,
         posed.rotations, posed.translations, points.count,
@@ -216,10 +237,12 @@ def posed_points_jacobian(
     used = np.abs(pose_basis).max(axis=1) > 0
     parameter_count = used.sum(axis=1)
     first_parameter = used.argmax(axis=1)
-    translations_jacobian = _translations_jacobian(posed.rotations, posed.local, joints_jacobian, parents)
+    translations_jacobian = np.empty(joints_jacobian.shape)
+    _translations_jacobian(posed.rotations, joints_jacobian, parents, translations_jacobian)
     return _points_jacobian(
         points.point, points.joint, points.source, points.mass, points.weight,
-        points.sources(coefficients).astype(float), points.sources_jacobian(coefficients_jacobian),
+        np.ascontiguousarray(points.sources(coefficients), float),
+        np.ascontiguousarray(points.sources_jacobian(coefficients_jacobian)),
         posed.rotations, posed.translations, translations_jacobian, posed.centres, velocities,
         first_parameter, parameter_count, parents, points.count, pose_basis.shape[2],
     )  # fmt: skip

@@ -111,6 +111,7 @@ def bake(model) -> dict[str, np.ndarray]:
     """Arrays of the asset, by name."""
     blend = to_world(model.blendshapes.numpy())
     names = list(LOCAL_CHANGES)
+    assert list(model.phenotype_labels) == ["gender", "age", "muscle", "weight", "height", "proportions"]
     ties = np.array([[label in LOCAL_CHANGES[name] for label in model.local_change_labels] for name in names])
     bones = list(model.bone_labels)
     arrays = {
