@@ -54,6 +54,8 @@ OUTLINE_ROUNDS, OUTLINE_STEPS = 6, 3
 DIRECTION_STEPS, LANDMARK_STEPS = 12, 15
 HAND_AGREEMENT = 0.3  # cosine
 SITTING_RAD = math.radians(50)
+# Nearly everybody whose trunk measures steeper than this stands upright; beyond, people run, bend or lean on something.
+UPRIGHT_LIMIT_RAD = math.radians(18)
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def gather_evidence(
     height_px = BLAZEPOSE_HEIGHT_M * _px_per_m(keypoints.pixels[seen, :2].astype(float), world[seen, :2])
     thighs = directions[[DIRECTION_NAMES.index(f"{side}_upper_leg") for side in ("left", "right")]]
     sitting = (np.arccos(np.clip(thighs[:, 1], -1, 1)) > SITTING_RAD).all()
+    upright = math.acos(np.clip(-directions[TORSO, 1], -1, 1)) < UPRIGHT_LIMIT_RAD
     feet_seen = confidence[[27, 28, 31, 32]].min() > 0.4
     return Evidence(
         focal_px=focal_px,
@@ -169,8 +172,8 @@ def gather_evidence(
         direction_sigma=sigma,
         direction_confidence=direction_confidence,
         root_rotation=root,
-        balanced=bool(feet_seen and not sitting),
-        upright=True,
+        balanced=bool(feet_seen and upright and not sitting),
+        upright=upright,
         height_m=_expected_height_m(priors),
         height_sigma_m=0.005 if priors.height_m else HEIGHT_SIGMA_M,
     )
