@@ -1,4 +1,4 @@
-"""Rotations in their four guises: matrices, rotation vectors, quaternions (wxyz), and the turn between two directions."""
+"""Rotations as matrices, rotation vectors and quaternions (wxyz), between directions, and between point sets."""
 
 from __future__ import annotations
 

@@ -11,7 +11,15 @@ import pytest
 from hdx_cli.bodies import anny
 from hdx_cli.bodies.anny_rig import anny_rig, uncalibrated
 from hdx_cli.bodies.base import BodyFit, joint_transforms, posed_vertices
-from hdx_cli.bodies.fit import BodyPriors, _outline_terms, _posterior, _vertices, fit_body, fit_rig, gather_evidence
+from hdx_cli.bodies.fit import (
+    BodyPriors,
+    fit_body,
+    fit_rig,
+    gather_evidence,
+    outline_terms,
+    posterior_of,
+    vertices_in_camera,
+)
 from hdx_cli.bodies.posterior import Terms
 from hdx_cli.bodies.rig import DIRECTIONS, mirrored_directions, mirrored_landmarks
 from hdx_cli.bodies.silhouette import silhouette_of
@@ -21,8 +29,10 @@ from hdx_cli.mesh import depth_buffer
 from hdx_cli.observation import Keypoints, Observation, Photo
 
 WIDTH, HEIGHT, FOCAL = 360, 480, 720.0
-STANDING = {"left_shoulder_z": -0.5, "right_shoulder_z": 0.5, "left_elbow": -0.3, "right_elbow": 0.4, "left_hip_x": -0.3,
-            "left_knee": 0.5, "head_y": 0.3}  # fmt: skip
+STANDING = {
+    "left_shoulder_z": -0.5, "right_shoulder_z": 0.5, "left_elbow": -0.3, "right_elbow": 0.4, "left_hip_x": -0.3,
+    "left_knee": 0.5, "head_y": 0.3,
+}  # fmt: skip
 SITTING = {"left_hip_x": -1.4, "right_hip_x": -1.5, "left_knee": 1.4, "right_knee": 1.3, "left_shoulder_z": -0.4}
 
 
@@ -40,7 +50,7 @@ def photo_of(pose: str, yaw_rad: float = 0.3, pitch_rad: float = 0.07, crop: boo
     root = rotvecs_to_matrices(np.array([pitch_rad, 0, 0])) @ facing_camera @ rotvecs_to_matrices(
         np.array([0, yaw_rad, 0])
     )
-    posterior = _posterior(rig(), replace(evidence, root_rotation=root), BodyPriors())
+    posterior = posterior_of(rig(), replace(evidence, root_rotation=root), BodyPriors())
     x = posterior.mean.copy()
     for name, value in (STANDING if pose == "standing" else SITTING).items():
         x[rig().pose_names.index(name)] = value
@@ -61,7 +71,7 @@ def photo_of(pose: str, yaw_rad: float = 0.3, pitch_rad: float = 0.07, crop: boo
         fine[54:75],
     )
     camera = silhouette_of(np.ones((HEIGHT, WIDTH)), 384.0).camera(FOCAL, WIDTH / 2, HEIGHT / 2)
-    covered = depth_buffer(_vertices(posterior, x), rig().model.faces, camera).covered[24:-24, 24:-24]
+    covered = depth_buffer(vertices_in_camera(posterior, x), rig().model.faces, camera).covered[24:-24, 24:-24]
     blank_rgb = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     alpha = covered.astype(np.float32)
     return Observation(Photo(blank_rgb, alpha, FOCAL), alpha, blank_rgb, keypoints), state.posed.centres
@@ -110,7 +120,7 @@ def test_posed_body_projects_exactly_where_the_fit_has_it():
     vertices = posed_vertices(rig().model, fit.body, fit.pose)
     viewmat, K = fit.camera.viewmats[0].double().numpy(), fit.camera.Ks[0].double().numpy()
     projected = (vertices @ viewmat[:3, :3].T + viewmat[:3, 3]) @ K.T
-    expected = posterior.project(_vertices(posterior, x))
+    expected = posterior.project(vertices_in_camera(posterior, x))
     np.testing.assert_allclose(projected[:, :2] / projected[:, 2:], expected, atol=0.01)
 
 
@@ -121,7 +131,7 @@ def test_residual_jacobian_equals_differences():
     x = x + 0.02 * generator.normal(size=len(x))
     x[posterior.shape] = posterior.mean[posterior.shape] + 0.11  # shapes are linear in pieces: between their kinks
     observation = photo_of("standing")[0]
-    outline = _outline_terms(posterior, x, silhouette_of(observation.alpha, posterior.evidence.height_px))
+    outline = outline_terms(posterior, x, silhouette_of(observation.alpha, posterior.evidence.height_px))
     terms, weights = Terms(outline=outline), posterior.robust_weights(x)
     _, jacobian = posterior.residuals(x, weights, terms, with_jacobian=True)
     for index in generator.choice(len(x), 30, replace=False):

@@ -11,7 +11,14 @@ from jaxtyping import Float, Int
 from .anny import AnnyBody
 from .kinematics import RiggedPoints
 from .rig import (
-    BODY_DIRECTIONS, DIRECTION_NAMES, DIRECTIONS, FACE_POINTS, LANDMARKS, Calibration, FitRig, Limb,
+    BODY_DIRECTIONS,
+    DIRECTION_NAMES,
+    DIRECTIONS,
+    FACE_POINTS,
+    LANDMARKS,
+    Calibration,
+    FitRig,
+    Limb,
 )  # fmt: skip
 
 CALIBRATION = Path(__file__).with_name("anny_calibration.json")
@@ -80,7 +87,8 @@ def anny_rig(model: AnnyBody, calibrated: tuple[Float[np.ndarray, "L 3"], Calibr
         "height": (0.5, 0.15), "proportions": (0.5, 0.25),
     }  # fmt: skip
     # changes that show in profile only are held nearer to the mean than those that a front view shows
-    local_sigma = [0.2 if name in ("bust_girth", "belly", "buttocks") else 0.45 for name in model.shape_names[len(phenotypes) :]]
+    in_profile = ("bust_girth", "belly", "buttocks")
+    local_sigma = [0.2 if name in in_profile else 0.45 for name in model.shape_names[len(phenotypes) :]]
     local = len(local_sigma)
     return FitRig(
         model=model,
@@ -208,7 +216,9 @@ def _pose_parameters(model: AnnyBody):
             column[[at[bone] for bone in bones], axis] = 1 / len(bones)
             add(f"{name}_{'xyz'[axis]}", column, sigma[axis])
 
-    def hinge(name: str, bones: dict[str, np.ndarray], sigma: float, limit: tuple[float, float], mean: float = 0) -> None:
+    def hinge(
+        name: str, bones: dict[str, np.ndarray], sigma: float, limit: tuple[float, float], mean: float = 0
+    ) -> None:
         column = np.zeros((len(at), 3))
         for bone, axis in bones.items():
             column[at[bone]] = axis / np.linalg.norm(axis)

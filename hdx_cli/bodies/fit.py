@@ -1,8 +1,8 @@
 """Body, pose and camera from one photo: a maximum-a-posteriori fit by Levenberg-Marquardt with closed-form Jacobians.
 
-First the measured 3D directions pose the skeleton, then the camera's translation follows in closed form, then landmarks,
-directions and gravity settle pose and shape, and last the outline is matched to the matte a few times. Everything runs
-in camera axes; ``_place_in_world`` turns the result into the frame of ``bodies.base.BodyFit``.
+First the measured 3D directions pose the skeleton, then the camera's translation follows in closed form, then
+landmarks, directions and gravity settle pose and shape, and last the outline is matched to the matte a few times.
+Everything runs in camera axes; ``_place_in_world`` turns the result into the frame of ``bodies.base.BodyFit``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,18 @@ from .anny_rig import anny_rig
 from .base import PARTS, Body, BodyFit, BodyModel, BodyPose
 from .posterior import LIMIT_SIGMA_RAD, SHAPE_LIMIT_SIGMA, Evidence, OutlineTerms, Posterior, Terms
 from .rig import (
-    DIRECTION_NAMES, DIRECTIONS, FACE, FACE_POINTS, HAND_LANDMARKS, LANDMARKS, LEFT_HAND, POSE_LANDMARKS, RIGHT_HAND,
-    TORSO, FitRig, direction_matrix,
+    DIRECTION_NAMES,
+    DIRECTIONS,
+    FACE,
+    FACE_POINTS,
+    HAND_LANDMARKS,
+    LANDMARKS,
+    LEFT_HAND,
+    POSE_LANDMARKS,
+    RIGHT_HAND,
+    TORSO,
+    FitRig,
+    direction_matrix,
 )  # fmt: skip
 from .silhouette import Silhouette, match, render_outline, silhouette_of
 
@@ -118,7 +128,7 @@ def fit_rig(
     height, width = observation.alpha.shape
     focal_px = focal_px or observation.photo.focal_px or DEFAULT_FOCAL * max(height, width)
     evidence = gather_evidence(rig, observation.keypoints, width, height, focal_px, priors)
-    posterior = _posterior(rig, evidence, priors)
+    posterior = posterior_of(rig, evidence, priors)
     x = posterior.mean.copy()
     x[posterior.translation] = 0, 0, focal_px * BLAZEPOSE_HEIGHT_M / evidence.height_px
     pose_only = np.zeros(len(x), bool)
@@ -131,7 +141,7 @@ def fit_rig(
     x = posterior.maximise(x, everything, Terms(), LANDMARK_STEPS)
     target = silhouette_of(observation.alpha, evidence.height_px)
     for _ in range(OUTLINE_ROUNDS):
-        outline = _outline_terms(posterior, x, target)
+        outline = outline_terms(posterior, x, target)
         x = posterior.maximise(x, everything, Terms(outline=outline), OUTLINE_STEPS)
     return _place_in_world(posterior, x, target, width, height), posterior, x
 
@@ -140,7 +150,7 @@ def gather_evidence(
     rig: FitRig, keypoints: Keypoints, width: int, height: int, focal_px: float, priors: BodyPriors
 ) -> Evidence:
     """Landmarks, calibrated directions and a first orientation from what the detectors found."""
-    pixels, points, confidence = _landmark_arrays(keypoints)
+    pixels, points, confidence = landmark_arrays(keypoints)
     seen = confidence[:POSE_LANDMARKS] > 0.3
     if seen.sum() < 6:
         raise InputRejected(
@@ -148,7 +158,7 @@ def gather_evidence(
             hint="take a photo that shows more of the person",
         )
     world = keypoints.world.astype(float)
-    root = _body_axes(world)
+    root = body_axes(world)
     directions, sigma, direction_confidence = calibrated_directions(rig, points, confidence, root)
     for side, first in (("left", LEFT_HAND), ("right", RIGHT_HAND)):
         # The hand model sometimes takes a hand for one of the other side; BlazePose then contradicts it.
@@ -156,7 +166,7 @@ def gather_evidence(
         if directions[palm] @ directions[DIRECTION_NAMES.index(f"{side}_knuckles")] < HAND_AGREEMENT:
             confidence[first : first + HAND_LANDMARKS] = 0
             direction_confidence[[palm, DIRECTION_NAMES.index(f"{side}_palm")]] = 0
-    height_px = BLAZEPOSE_HEIGHT_M * _px_per_m(keypoints.pixels[seen, :2].astype(float), world[seen, :2])
+    height_px = BLAZEPOSE_HEIGHT_M * px_per_m(keypoints.pixels[seen, :2].astype(float), world[seen, :2])
     thighs = directions[[DIRECTION_NAMES.index(f"{side}_upper_leg") for side in ("left", "right")]]
     sitting = (np.arccos(np.clip(thighs[:, 1], -1, 1)) > SITTING_RAD).all()
     upright = math.acos(np.clip(-directions[TORSO, 1], -1, 1)) < UPRIGHT_LIMIT_RAD
@@ -179,7 +189,7 @@ def gather_evidence(
     )
 
 
-def _landmark_arrays(keypoints: Keypoints):
+def landmark_arrays(keypoints: Keypoints):
     """All landmarks of a fit: pixels [L 2], 3D positions that are comparable within a group [L 3], confidence [L]."""
     pixels, points, confidence = np.zeros((LANDMARKS, 2)), np.zeros((LANDMARKS, 3)), np.zeros(LANDMARKS)
     pixels[:POSE_LANDMARKS] = keypoints.pixels[:, :2]
@@ -200,18 +210,17 @@ def _repetition_weights() -> Float[np.ndarray, "L"]:
     weights[LEFT_HAND:FACE] = HAND_WEIGHT
     for first in (LEFT_HAND, RIGHT_HAND):
         weights[first + 3 : first + 5] = 0  # the thumb's end: the rig's thumb does not bend
-        weights[first + HAND_LANDMARKS - 1] = HAND_WEIGHT
     weights[FACE:] = FACE_WEIGHT
     return weights
 
 
-def _px_per_m(pixels: Float[np.ndarray, "P 2"], world: Float[np.ndarray, "P 2"]) -> float:
+def px_per_m(pixels: Float[np.ndarray, "P 2"], world: Float[np.ndarray, "P 2"]) -> float:
     """Scale between image and world landmarks by least squares."""
     pixels, world = pixels - pixels.mean(axis=0), world - world.mean(axis=0)
     return float(max((pixels * world).sum() / (world**2).sum(), 1e-3))
 
 
-def _body_axes(world: Float[np.ndarray, "33 3"]) -> Float[np.ndarray, "3 3"]:
+def body_axes(world: Float[np.ndarray, "33 3"]) -> Float[np.ndarray, "3 3"]:
     """Columns: the body's left, up and front in camera axes, from shoulders and hips."""
     left = world[11] - world[12] + world[23] - world[24]
     up = world[11] + world[12] - world[23] - world[24]
@@ -277,7 +286,7 @@ def _expected_height_m(priors: BodyPriors) -> float:
     return grown * ADULT_HEIGHT_M.get(priors.gender, ADULT_HEIGHT_M[None])
 
 
-def _posterior(rig: FitRig, evidence: Evidence, priors: BodyPriors) -> Posterior:
+def posterior_of(rig: FitRig, evidence: Evidence, priors: BodyPriors) -> Posterior:
     """Priors of all parameters: pose, shape (narrowed by what is known of the person), pitch, translation."""
     shape_mean, shape_sigma = rig.shape_mean.copy(), rig.shape_sigma.copy()
     names = list(getattr(rig.model, "shape_names", ()))
@@ -306,7 +315,7 @@ def _posterior(rig: FitRig, evidence: Evidence, priors: BodyPriors) -> Posterior
 
 
 def _translation_to_landmarks(posterior: Posterior, x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "3"]:
-    """The translation under which the posed landmarks project best: linear least squares in K-normalised coordinates."""
+    """The translation under which the posed landmarks project best, by linear least squares."""
     e = posterior.evidence
     landmarks = posterior.state(x).landmarks - x[posterior.translation]
     seen = e.confidence > 0
@@ -320,7 +329,7 @@ def _translation_to_landmarks(posterior: Posterior, x: Float[np.ndarray, "n"]) -
     return np.linalg.lstsq(matrix * weights[:, None], target * weights, rcond=None)[0]
 
 
-def _vertices(posterior: Posterior, x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "V 3"]:
+def vertices_in_camera(posterior: Posterior, x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "V 3"]:
     """All vertices in camera axes."""
     state, model = posterior.state(x), posterior.rig.model
     rest = model.rest(x[posterior.shape].astype(np.float32)).vertices
@@ -330,11 +339,11 @@ def _vertices(posterior: Posterior, x: Float[np.ndarray, "n"]) -> Float[np.ndarr
     return np.einsum("vab,vb->va", blended[..., :3], rest) + blended[..., 3]
 
 
-def _outline_terms(posterior: Posterior, x: Float[np.ndarray, "n"], target: Silhouette) -> OutlineTerms | None:
+def outline_terms(posterior: Posterior, x: Float[np.ndarray, "n"], target: Silhouette) -> OutlineTerms | None:
     """Match the body's outline to the mask's and weigh every pair; None where nothing matches."""
     e = posterior.evidence
     camera = target.camera(e.focal_px, e.cx, e.cy)
-    vertices = _vertices(posterior, x)
+    vertices = vertices_in_camera(posterior, x)
     rendered = render_outline(vertices, posterior.rig.model.faces, camera)
     index, pairs = match(rendered, target.outline, target.height_px)
     if not len(index):
@@ -369,7 +378,7 @@ def _place_in_world(
     forward = np.array([0.0, -np.sin(pitch), np.cos(pitch)])
     up = np.array([0.0, -np.cos(pitch), -np.sin(pitch)])
     to_world = np.stack([np.array([1.0, 0, 0]), up, -forward])
-    vertices = _vertices(posterior, x)
+    vertices = vertices_in_camera(posterior, x)
     pelvis = state.posed.centres[0]
     # turn about the vertical so that the camera comes to lie at x = 0, z > 0
     camera_at = to_world @ -pelvis

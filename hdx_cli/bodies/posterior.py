@@ -26,7 +26,7 @@ LIMIT_SIGMA_RAD = 0.05
 SHAPE_LIMIT_SIGMA = 0.03
 # The priors' spreads are those of anybody in any pose; most photos show less.
 PRIOR_SCALE = 0.7
-# Errors of neighbouring directions and of the 33 landmarks are correlated: what N of them tell is less than N times one.
+# Errors of neighbouring directions and landmarks are correlated: what N of them tell is less than N times one.
 DIRECTION_SCALE = 2.5
 
 
@@ -331,7 +331,7 @@ def _forward_slope(pitch: float) -> Float[np.ndarray, "3"]:
 
 
 def _over_feet(centre, feet: Float[np.ndarray, "F 3"], pitch: float) -> tuple[float, int]:
-    """How far the centre of mass lies behind or before the feet (m, signed; 0 = over them), and which foot point is next."""
+    """How far the centre of mass lies behind (+) or before (-) the feet in metres, 0 over them, and the foot point."""
     depths, depth = feet @ _forward(pitch), centre @ _forward(pitch)
     if depth > depths.max():
         return float(depth - depths.max()), int(depths.argmax())

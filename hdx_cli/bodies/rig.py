@@ -105,8 +105,8 @@ class Calibration:
 
     Attributes:
         sigma: 2D noise of every landmark as a share of the body height [L].
-        body_mean, body_gain, body_bias: what the B body directions need added, bias + gain @ (all of them - mean), as one
-            vector, in axes turned about the vertical so that x is the body's left [B3], [B3 B3], [B3].
+        body_mean, body_gain, body_bias: what the B body directions need added, bias + gain @ (all of them - mean), as
+            one vector, in axes turned about the vertical so that x is the body's left [B3], [B3 B3], [B3].
         body_reach: distance from the mean beyond which people were not measured; the gain does not extrapolate.
         fine_gain, fine_bias: the same for every direction of the hands and the face by itself [E 3 3], [E 3].
         direction_sigma: noise after that along camera x, y and depth [N 3].

@@ -97,7 +97,7 @@ def trace(mask: Bool[np.ndarray, "h w"], step: int = 2, half_window: int = 4) ->
 
 @dataclass(frozen=True)
 class Rendered:
-    """A body seen by the working camera: where it covers the image, its outline and the vertex at every outline point."""
+    """A body seen by the working camera: where it covers the image, its outline, the vertex at every outline point."""
 
     mask: Bool[np.ndarray, "h w"]
     outline: Outline

@@ -91,7 +91,7 @@ def coco_regressors(model) -> tuple[list[str], Float[np.ndarray, "K V"]]:
 
 
 def vertex_masses(arrays: dict[str, np.ndarray], weights: Float[np.ndarray, "V J"]) -> Float[np.ndarray, "V"]:
-    """Every vertex's share of the body's volume [V]: its area times its distance from the line of its bone, normalised."""
+    """Every vertex's share of the body's volume [V]: its area times its distance from its bone, normalised."""
     vertices, faces = arrays["template"], arrays["faces"]
     corners = vertices[faces]
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)

@@ -16,9 +16,15 @@ from jaxtyping import Float
 
 from ..bodies import anny
 from ..bodies.anny_rig import CALIBRATION, landmark_bases
-from ..bodies.fit import _body_axes, _landmark_arrays, _px_per_m, yaw_frame
+from ..bodies.fit import body_axes, landmark_arrays, px_per_m, yaw_frame
 from ..bodies.rig import (
-    BODY_DIRECTIONS, DIRECTIONS, LANDMARKS, POSE_LANDMARKS, Calibration, direction_matrix, mirrored_directions,
+    BODY_DIRECTIONS,
+    DIRECTIONS,
+    LANDMARKS,
+    POSE_LANDMARKS,
+    Calibration,
+    direction_matrix,
+    mirrored_directions,
     mirrored_landmarks,
 )  # fmt: skip
 from .synthetic_people import Case, load_case
@@ -48,9 +54,9 @@ def measure(cases: list[Path]) -> dict[str, list]:
     for path in cases:
         case = load_case(path)
         base, rotations = base_positions(model, case)
-        pixels, points, confidence = _landmark_arrays(case.keypoints)
+        pixels, points, confidence = landmark_arrays(case.keypoints)
         seen = confidence[:POSE_LANDMARKS] > 0.3
-        height_px = 1.72 * _px_per_m(case.keypoints.pixels[seen, :2], case.keypoints.world[seen, :2])
+        height_px = 1.72 * px_per_m(case.keypoints.pixels[seen, :2], case.keypoints.world[seen, :2])
         samples.append((case, base, rotations, pixels, points, confidence, height_px))
     offsets = _offsets([s for s in samples if s[0].view == "front"])
     sigma = _landmark_sigma(samples, offsets)
@@ -105,7 +111,7 @@ def _directions(samples: list, offsets: Float[np.ndarray, "L 3"]) -> dict[str, n
     matrix = direction_matrix()
     measured, true, turns, counted = [], [], [], []
     for case, base, rotations, _, points, confidence, _ in samples:
-        turn = yaw_frame(_body_axes(case.keypoints.world.astype(float)))
+        turn = yaw_frame(body_axes(case.keypoints.world.astype(float)))
         actual = _units(matrix @ (base + np.einsum("lab,lb->la", rotations, offsets))) @ turn
         found = _units(matrix @ points) @ turn
         known = np.array([confidence[[*a, *b]].min() > 0.3 for _, a, b in DIRECTIONS])

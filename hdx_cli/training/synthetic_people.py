@@ -2,7 +2,7 @@
 
     python -m hdx_cli.training.synthetic_people --generator DIR --people PEOPLE/train --out CASES --views 3
 
-``--generator`` is the folder of a generator of clothed people on the Anny skeleton (``make_humans.py`` and ``rast.py``),
+``--generator`` is the folder of a generator of clothed people on the Anny skeleton (``make_humans.py``, ``rast.py``),
 ``--people`` what it made: one folder per person with ``scan.glb`` and ``params.npz``. Every case is one .npz: what the
 camera saw, the landmarks found in it, and the truth in the axes of ``hdx_cli.bodies``.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from ..observation import Keypoints, Observation, Photo
 from ..preprocess.keypoints import detect_keypoints
@@ -124,7 +124,8 @@ def random_background(width: int, height: int, generator: np.random.Generator) -
     scale = int(generator.choice([2, 4, 9]))
     small = generator.random((scale + 1, scale + 1, 3)).astype(np.float32)
     spread = generator.uniform(0.05, 0.6)
-    image = cv2.resize(small * spread + generator.uniform(0, 1 - spread), (width, height), interpolation=cv2.INTER_CUBIC)
+    small = small * spread + generator.uniform(0, 1 - spread)
+    image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(generator.integers(0, 9)):
         x, y = generator.integers(0, width), generator.integers(0, height)
         corner = int(x + generator.integers(20, 300)), int(y + generator.integers(20, 400))

@@ -1,4 +1,4 @@
-"""Accuracy and CPU time of the body fit on synthetic people, run by hand: ``python tests/bench/bench_body_fit.py CASES``.
+"""Accuracy and CPU time of the body fit on synthetic people: ``python tests/bench/bench_body_fit.py CASES``.
 
 CASES is made by ``python -m hdx_cli.training.synthetic_people`` from people that the calibration never saw. Joints are
 compared in camera axes with the pelvis in common and the scale aligned (one photo does not tell it), and after a
@@ -24,7 +24,10 @@ JOINTS = ["root", "spine03", "spine01", "neck01", "head"] + [
     for bone in ("upperleg01", "lowerleg01", "foot", "toe1-1", "upperarm01", "lowerarm01", "wrist", "finger3-1")
     for side in "LR"
 ]
-COLUMNS = ("mpjpe", "pa", "pa_pve", "head", "foot", "hand", "2d_pct", "lean", "pitch", "height", "iou", "inside", "kp", "cpu_s")
+COLUMNS = (
+    "mpjpe", "pa", "pa_pve", "head", "foot", "hand", "2d_pct",
+    "lean", "pitch", "height", "iou", "inside", "kp", "cpu_s",
+)  # fmt: skip
 
 
 def errors(model: anny.AnnyBody, case: Case, fit: BodyFit) -> dict[str, float]:
