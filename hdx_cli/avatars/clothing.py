@@ -16,6 +16,7 @@ from ..mesh import depth_buffer, uniform_laplacian, vertex_normals
 INWARD_M, OUTWARD_M = -0.03, 0.13  # a fitted body is at most this much too fat; a coat or a hairdo sticks out this far
 SHOE_M = 0.035  # a shoe is this much larger than its foot
 MATCH_M = 0.12  # an outline further away than this belongs to something else: a bag, a wide skirt
+CLAIM_M = 0.02
 STIFFNESS = (300.0, 30.0)  # weight of the bending energy, first and last round: smooth first, detail later
 RIGID = 30.0  # pull to zero of hands and face, which clothes do not cover
 LOOSE = 2e-3  # pull to zero elsewhere
@@ -88,10 +89,16 @@ def displacement(
         keep = distance < 4.0
         body_outline, owner = body_outline[keep], visible[nearest[keep]]
         reach_px = MATCH_M * float(np.median(px_per_m))
-        to_matte, ok = _match(body_outline, matte_outline, matte_tree, reach_px)
-        vertex, target = [owner[ok]], [matte_outline[to_matte[ok]]]
-        to_body, ok = _match(matte_outline, body_outline, cKDTree(body_outline[:, :2]), reach_px)
-        vertex, target = np.concatenate([*vertex, owner[to_body[ok]]]), np.concatenate([*target, matte_outline[ok]])
+        to_matte, found = _match(body_outline, matte_outline, matte_tree, reach_px)
+        to_body, claimed = _match(matte_outline, body_outline, cKDTree(body_outline[:, :2]), reach_px)
+        # a flank must not reach past an arm: what another limb is much nearer to belongs to that limb
+        claimant = body_outline[to_body[to_matte], :2]
+        target_px = matte_outline[to_matte, :2]
+        mine_px = np.linalg.norm(body_outline[:, :2] - target_px, axis=1)
+        others_px = np.linalg.norm(claimant - target_px, axis=1)
+        found &= ~claimed[to_matte] | (mine_px < others_px + CLAIM_M * float(np.median(px_per_m)))
+        vertex = np.concatenate([owner[found], owner[to_body[claimed]]])
+        target = np.concatenate([matte_outline[to_matte[found]], matte_outline[claimed]])
 
         along = np.sum(normals_px[vertex] * target[:, 2:], axis=1) / px_per_m[vertex]
         error_m = np.sum((target[:, :2] - start_px[vertex]) * target[:, 2:], axis=1) / px_per_m[vertex]

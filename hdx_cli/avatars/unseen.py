@@ -39,7 +39,8 @@ RELATIVES = {
     "foot": ("lower_leg", "upper_leg"),
 }
 PREFILTER_PX = 1.2  # the far side has a quarter of the photo's points
-EDGE_PX = 2  # colours this close to the matte's edge or to another limb still carry its neighbour's colour
+EDGE_PX = 2  # colours this close to the matte's edge still carry the background's
+CORE_PX = (6, 4, 2)  # a body that fits to a hand's breadth takes some pixels of an arm for the trunk behind it
 HAIR_NEIGHBOURS = 16
 RING = 0.18  # how far the flanks reach inwards, in trunk widths
 SAME_LAB = 9.0  # colours closer than this in CIE Lab are of the same cloth
@@ -66,29 +67,30 @@ def see_through(
     height, width = limb.shape
     column = np.clip(pixels[:, 0].astype(int), 0, width - 1)
     row = np.clip(pixels[:, 1].astype(int), 0, height - 1)
-    kernel = np.ones((2 * EDGE_PX + 1, 2 * EDGE_PX + 1), np.uint8)
-    person = cv2.erode((limb >= 0).astype(np.uint8), kernel) > 0
     for part, name in enumerate(PARTS):
         mine = parts == part
         if not mine.any():
             continue
-        right_behind = np.isin(limb, [PARTS.index(lender) for lender in LENDERS[name]]) & person & source
-        direct = mine & right_behind[row, column]
-        colours[direct] = smoothed(image, right_behind)[row[direct], column[direct]]
-        elsewhere = mine & ~direct
         for lenders in (LENDERS[name], *((relative,) for relative in RELATIVES[name]), PARTS):
-            lent = np.isin(limb, [PARTS.index(lender) for lender in lenders]) & source
-            clean = cv2.erode(lent.astype(np.uint8), kernel) > 0
-            lent = clean if clean.sum() > 30 else lent
+            lent = _core(np.isin(limb, [PARTS.index(lender) for lender in lenders]) & source)
             if lent.sum() > 30 or (lenders == PARTS and lent.any()):
                 _, labels = cv2.distanceTransformWithLabels(
                     (~lent).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
                 )
                 lookup = np.zeros((labels.max() + 1, 3))
                 lookup[labels[lent]] = smoothed(image, lent)[lent]
-                colours[elsewhere] = lookup[labels[row[elsewhere], column[elsewhere]]]
+                colours[mine] = lookup[labels[row[mine], column[mine]]]
                 break
     return colours
+
+
+def _core(region: np.ndarray) -> np.ndarray:
+    """The pixels of a limb that are surely its own: without a margin, as wide as leaves half of them."""
+    for margin in CORE_PX:
+        core = cv2.erode(region.astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)) > 0
+        if core.sum() > max(30, 0.5 * region.sum()):
+            return core
+    return region
 
 
 def smoothed(image: Float[np.ndarray, "H W 3"], mask: np.ndarray) -> Float[np.ndarray, "H W 3"]:
@@ -180,8 +182,12 @@ def shows_at_the_outline(
         tree = cKDTree(lenders[:: max(1, len(lenders) // 2000)])
         # a colour belongs to the ring where several of its pixels have it, one stray pixel is not enough
         distance, _ = tree.query(lab[band][trunk[band]], k=8)
-        shows[band][trunk[band]] = distance[:, -1] < SAME_LAB
-    return shows
+        same = distance[:, -1] < SAME_LAB
+        # what most of the trunk wears is its garment, whatever hangs beside it
+        if same.mean() > 0.5:
+            shows[band][trunk[band]] = same
+    odd = cv2.dilate((~shows).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    return ~(odd & trunk)
 
 
 def is_face(
