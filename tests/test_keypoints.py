@@ -7,11 +7,13 @@ import pytest
 from test_architecture import PACKAGE
 
 from hdx_cli.images import load_photo, resize
+from hdx_cli.observation import Keypoints
 from hdx_cli.preprocess.check import turn_deg
 from hdx_cli.preprocess.keypoints import (
     INDEX,
     LANDMARKS,
     MIRRORED,
+    Person,
     body_height_px,
     cut_out,
     detect_keypoints,
@@ -19,7 +21,7 @@ from hdx_cli.preprocess.keypoints import (
     person_box,
 )
 from hdx_cli.preprocess.mediapipe_models import quiet_stderr
-from hdx_cli.preprocess.people import choose, find_people
+from hdx_cli.preprocess.people import choose, find_people, touching
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +168,15 @@ def test_models_run_silently(sample, capfd):
     detect_keypoints(resize(sample, 320, 240))
     captured = capfd.readouterr()
     assert captured.err == "" and captured.out == ""
+
+
+def test_touching_is_the_share_of_the_outline_next_to_somebody():
+    """Two 40 x 100 px boxes that share one long side: 100 of 2 (40 + 100) - 4 outline pixels, and as many again round the corners."""
+    maps = np.zeros((2, 120, 120), np.float32)
+    maps[0, 10:110, 20:60], maps[1, 10:110, 60:100] = 1.0, 1.0
+    pixels, world = np.zeros((33, 3), np.float32), np.zeros((33, 3), np.float32)
+    pixels[:, 1], world[:, 1], pixels[:, 2] = np.linspace(10, 110, 33), np.linspace(-0.8, 0.9, 33), 1.0
+    one, other = (Person(Keypoints(pixels, world), probability, (0.0, 0.0, 1.0, 1.0)) for probability in maps)
+    assert touching(one, []) == 0.0
+    # the side itself, and two pixels of reach along top and bottom
+    assert 100 / 276 <= touching(one, [other]) <= (100 + 2 * 4) / 276

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..images import resize
 from ..observation import Keypoints, Photo
 from .keypoints import INDEX, LANDMARKS, Box, to_bytes
-from .people import PoseDetection, body_height_px_of
+from .people import PoseDetection, body_height_px_of, touching
 
 # Synthetic people of 430, 220, 110 and 70 px: landmark error 1.5, 1.7, 3.3 and 3.0 % of the height, face mesh found
 # in 100, 94, 31 and 7 % of frontal views, anybody found at all in 100, 100, 100 and 88 %.
@@ -31,6 +31,8 @@ SITTING_DEG = 50.0
 WIDE_ARM_DEG = 75.0
 # Crete measure at 512 px per height: sharp photos .29 to .38; blurred with sigma 1, 2, 3 px .5, .73, .84.
 BLURRED = 0.7
+# On a group photo .10 for a person who stands clear, .30 and more for those who hide one another.
+TOUCHING = 0.2
 
 _SKELETON = [
     ("left_shoulder", "right_shoulder"),
@@ -175,7 +177,12 @@ def _others(detection: PoseDetection) -> list[Finding]:
         return []
     count, number = len(detection.people), detection.chosen + 1
     message = f"{count} people; number {number} from the left is used (--person N takes another)"
-    return [Finding("W_SEVERAL_PEOPLE", "warn", message)]
+    findings = [Finding("W_SEVERAL_PEOPLE", "warn", message)]
+    others = [person for person in detection.people if person is not detection.person]
+    if touching(detection.person, others) > TOUCHING:
+        message = f"other people touch or hide number {number}; the cut-out may lack parts or hold some of theirs"
+        findings.append(Finding("W_OVERLAP", "warn", message))
+    return findings
 
 
 def _size(detection: PoseDetection) -> list[Finding]:

@@ -80,8 +80,27 @@ def find_people(rgb: Float32[np.ndarray, "H W 3"], mask: Float32[np.ndarray, "H 
 
 
 def choose(people: list[Person]) -> int:
-    """Index of the largest complete person: height in the image times the share of the body in the image, squared."""
-    return int(np.argmax([body_height_px_of(person) * completeness(person) ** 2 for person in people]))
+    """Index of the largest complete person: height in the image times the share of the body in the image, squared.
+
+    Completeness also means that nobody stands in the way: the share of the outline that touches nobody else counts, squared
+    like the first.
+    """
+    free = [1.0 - touching(person, [other for other in people if other is not person]) for person in people]
+    return int(np.argmax([
+        body_height_px_of(person) * (completeness(person) * share) ** 2 for person, share in zip(people, free, strict=True)
+    ]))  # fmt: skip
+
+
+def touching(person: Person, others: list[Person]) -> float:
+    """Share of a person's outline that lies within 2 % of the height of somebody else, 0 to 1."""
+    own = (person.probability > 0.5).astype(np.uint8)
+    outline = own - cv2.erode(own, np.ones((3, 3), np.uint8), borderValue=0)
+    if not others or not outline.any():
+        return 0.0
+    reach = max(1, round(0.02 * body_height_px_of(person)))
+    theirs = np.max([other.probability for other in others], axis=0) > 0.5
+    near = cv2.dilate(theirs.astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+    return float(near[outline > 0].mean())
 
 
 def completeness(person: Person) -> float:
