@@ -49,12 +49,12 @@ class AnnyBody:
     """
 
     faces: Int[np.ndarray, "F 3"]
-    parents: Int[np.ndarray, J]
+    parents: Int[np.ndarray, "J"]
     joint_names: tuple[str, ...]
     weights: Float32[np.ndarray, "V J"]
-    parts: Int[np.ndarray, V]
+    parts: Int[np.ndarray, "V"]
     shape_names: tuple[str, ...]
-    default_shape: Float32[np.ndarray, S]
+    default_shape: Float32[np.ndarray, "S"]
     uv: Float32[np.ndarray, "U 2"]
     uv_faces: Int[np.ndarray, "F 3"]
     keypoint_names: tuple[str, ...]
@@ -66,13 +66,13 @@ class AnnyBody:
     name: str = "anny"
     part_names: tuple[str, ...] = PARTS
 
-    def rest(self, shape: Float[np.ndarray, S]) -> RestBody:
+    def rest(self, shape: Float[np.ndarray, "S"]) -> RestBody:
         """The body of shape coefficients [S] in its rest pose (A-pose), float32."""
         coefficients = self.coefficients(shape).astype(np.float32)
         vertices = self.template + (coefficients @ self.blend).reshape(-1, 3)
         return RestBody(vertices, self.joints + np.tensordot(coefficients, self.joints_blend, 1))
 
-    def keypoints(self, vertices: Float[np.ndarray, "V 3"]) -> dict[str, Float[np.ndarray, 3]]:
+    def keypoints(self, vertices: Float[np.ndarray, "V 3"]) -> dict[str, Float[np.ndarray, "3"]]:
         """COCO key points, heels and toes of a posed body."""
         asset = self.asset
         values = vertices[asset["regressor_vertices"]] * asset["regressor_weights"][:, None]
@@ -80,12 +80,12 @@ class AnnyBody:
         np.add.at(sums, asset["regressor_rows"], values)
         return dict(zip(self.keypoint_names, sums, strict=False))  # the centre of mass has no regressor
 
-    def coefficients(self, shape: Float[np.ndarray, S]) -> Float[np.ndarray, K]:
+    def coefficients(self, shape: Float[np.ndarray, "S"]) -> Float[np.ndarray, "K"]:
         """Blend-shape coefficients [K] of shape coefficients [S]; phenotypes outside their range are clamped."""
         count = len(self.asset["phenotype_names"])
         return blend_coefficients(self.asset, shape[:count], shape[count:])
 
-    def coefficients_jacobian(self, shape: Float[np.ndarray, S]) -> Float[np.ndarray, "K S"]:
+    def coefficients_jacobian(self, shape: Float[np.ndarray, "S"]) -> Float[np.ndarray, "K S"]:
         """d coefficients / d shape [K S].
 
         Phenotypes are interpolated piecewise, so theirs are one- or two-sided differences. A local change of exactly
@@ -139,15 +139,15 @@ def load() -> AnnyBody:
 
 
 def blend_coefficients(
-    asset: Mapping[str, np.ndarray], phenotypes: Float[np.ndarray, 6], local: Float[np.ndarray, L]
-) -> Float[np.ndarray, K]:
+    asset: Mapping[str, np.ndarray], phenotypes: Float[np.ndarray, "6"], local: Float[np.ndarray, "L"]
+) -> Float[np.ndarray, "K"]:
     """Anny's blend-shape coefficients [K]: projected phenotype products, then rising and falling local changes."""
     changes = np.asarray(local) @ asset["local_ties"]
     rising_falling = np.stack([np.maximum(changes, 0), np.maximum(-changes, 0)], axis=-1).reshape(-1)
     return np.concatenate([_phenotype_coefficients(asset, phenotypes), rising_falling])
 
 
-def _phenotype_coefficients(asset: Mapping[str, np.ndarray], phenotypes: Float[np.ndarray, 6]) -> np.ndarray:
+def _phenotype_coefficients(asset: Mapping[str, np.ndarray], phenotypes: Float[np.ndarray, "6"]) -> np.ndarray:
     """Products of linear interpolation weights along every axis that a macro shape depends on, projected [K']."""
     values = np.full(len(_PHENOTYPE_AXES), 0.5)
     values[: len(phenotypes)] = phenotypes

@@ -113,7 +113,7 @@ def anny_rig(model: AnnyBody, calibrated: tuple[Float[np.ndarray, "L 3"], Calibr
     )
 
 
-def skinned_vertices(model: AnnyBody, indices: Int[np.ndarray, N]) -> RiggedPoints:
+def skinned_vertices(model: AnnyBody, indices: Int[np.ndarray, "N"]) -> RiggedPoints:
     """Vertices as rigged points."""
     weights = model.weights[indices]
     point, joint = (np.ascontiguousarray(index) for index in np.nonzero(weights))
@@ -203,7 +203,7 @@ def _pose_parameters(model: AnnyBody):
     at = {name: index for index, name in enumerate(model.joint_names)}
     joints = model.rest(model.default_shape).joints.astype(float)
 
-    def direction(start: str, end: str) -> Float[np.ndarray, 3]:
+    def direction(start: str, end: str) -> Float[np.ndarray, "3"]:
         vector = joints[at[end]] - joints[at[start]]
         return vector / np.linalg.norm(vector)
 

@@ -20,7 +20,7 @@ class Body:
     """Who: the name of a body model and the shape coefficients it takes, [S]."""
 
     model: str
-    shape: Float[np.ndarray, S]
+    shape: Float[np.ndarray, "S"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class BodyModel(Protocol):
 
     name: str
     faces: Int[np.ndarray, "F 3"]
-    parents: Int[np.ndarray, J]
+    parents: Int[np.ndarray, "J"]
     joint_names: tuple[str, ...]
     weights: Float[np.ndarray, "V J"]
-    parts: Int[np.ndarray, V]
+    parts: Int[np.ndarray, "V"]
 
-    def rest(self, shape: Float[np.ndarray, S]) -> RestBody:
+    def rest(self, shape: Float[np.ndarray, "S"]) -> RestBody:
         """The rest body of shape coefficients [S]."""
         ...
 
@@ -90,7 +90,7 @@ class BodyFit:
 def joint_transforms(
     rotations: Float[np.ndarray, "*T J 3 3"],
     joints: Float[np.ndarray, "J 3"],
-    parents: Int[np.ndarray, J],
+    parents: Int[np.ndarray, "J"],
     translations: Float[np.ndarray, "*T 3"],
 ) -> Float[np.ndarray, "*T J 4 4"]:
     """Skinning transforms [... J 4 4]: rest space to posed space, per joint.

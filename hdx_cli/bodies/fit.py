@@ -123,7 +123,7 @@ def fit_body(
 
 def fit_rig(
     rig: FitRig, observation: Observation, priors: BodyPriors, focal_px: float | None = None
-) -> tuple[BodyFit, Posterior, Float[np.ndarray, n]]:
+) -> tuple[BodyFit, Posterior, Float[np.ndarray, "n"]]:
     """``fit_body`` on a prepared rig; also returns the posterior and the parameters at its maximum."""
     height, width = observation.alpha.shape
     focal_px = focal_px or observation.photo.focal_px or DEFAULT_FOCAL * max(height, width)
@@ -203,7 +203,7 @@ def landmark_arrays(keypoints: Keypoints):
     return pixels, points, confidence
 
 
-def _repetition_weights() -> Float[np.ndarray, L]:
+def _repetition_weights() -> Float[np.ndarray, "L"]:
     weights = np.ones(LANDMARKS)
     weights[:11] = POSE_FACE_WEIGHT
     weights[17:23] = POSE_HAND_WEIGHT
@@ -239,8 +239,8 @@ def yaw_frame(root: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
 
 
 def calibrated_directions(
-    rig: FitRig, points: Float[np.ndarray, "L 3"], confidence: Float[np.ndarray, L], root: Float[np.ndarray, "3 3"]
-) -> tuple[Float[np.ndarray, "N 3"], Float[np.ndarray, "N 3"], Float[np.ndarray, N]]:
+    rig: FitRig, points: Float[np.ndarray, "L 3"], confidence: Float[np.ndarray, "L"], root: Float[np.ndarray, "3 3"]
+) -> tuple[Float[np.ndarray, "N 3"], Float[np.ndarray, "N 3"], Float[np.ndarray, "N"]]:
     """Measured directions freed of the detectors' biases: unit vectors, noise along camera axes, confidence."""
     vectors = direction_matrix() @ points
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
@@ -256,7 +256,7 @@ def calibrated_directions(
     return corrected @ turn.T, rig.calibration.direction_sigma, certainty
 
 
-def limb_guess(rig: FitRig, evidence: Evidence) -> Float[np.ndarray, D]:
+def limb_guess(rig: FitRig, evidence: Evidence) -> Float[np.ndarray, "D"]:
     """Pose parameters with arms and legs along their measured directions, the rest at the prior's mean.
 
     The hinge takes the angle between the two bones; the ball's rotation is the least-squares one (Kabsch 1976) between
@@ -314,7 +314,7 @@ def posterior_of(rig: FitRig, evidence: Evidence, priors: BodyPriors) -> Posteri
     )
 
 
-def _translation_to_landmarks(posterior: Posterior, x: Float[np.ndarray, n]) -> Float[np.ndarray, 3]:
+def _translation_to_landmarks(posterior: Posterior, x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "3"]:
     """The translation under which the posed landmarks project best, by linear least squares."""
     e = posterior.evidence
     landmarks = posterior.state(x).landmarks - x[posterior.translation]
@@ -329,7 +329,7 @@ def _translation_to_landmarks(posterior: Posterior, x: Float[np.ndarray, n]) -> 
     return np.linalg.lstsq(matrix * weights[:, None], target * weights, rcond=None)[0]
 
 
-def vertices_in_camera(posterior: Posterior, x: Float[np.ndarray, n]) -> Float[np.ndarray, "V 3"]:
+def vertices_in_camera(posterior: Posterior, x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "V 3"]:
     """All vertices in camera axes."""
     state, model = posterior.state(x), posterior.rig.model
     rest = model.rest(x[posterior.shape].astype(np.float32)).vertices
@@ -339,7 +339,7 @@ def vertices_in_camera(posterior: Posterior, x: Float[np.ndarray, n]) -> Float[n
     return np.einsum("vab,vb->va", blended[..., :3], rest) + blended[..., 3]
 
 
-def outline_terms(posterior: Posterior, x: Float[np.ndarray, n], target: Silhouette) -> OutlineTerms | None:
+def outline_terms(posterior: Posterior, x: Float[np.ndarray, "n"], target: Silhouette) -> OutlineTerms | None:
     """Match the body's outline to the mask's and weigh every pair; None where nothing matches."""
     e = posterior.evidence
     camera = target.camera(e.focal_px, e.cx, e.cy)
@@ -369,7 +369,7 @@ def outline_terms(posterior: Posterior, x: Float[np.ndarray, n], target: Silhoue
 
 
 def _place_in_world(
-    posterior: Posterior, x: Float[np.ndarray, n], target: Silhouette, width: int, height: int
+    posterior: Posterior, x: Float[np.ndarray, "n"], target: Silhouette, width: int, height: int
 ) -> BodyFit:
     """From camera axes to the world of ``BodyFit``: gravity along -y, feet on y = 0, the pelvis on the y axis."""
     rig, e = posterior.rig, posterior.evidence
@@ -402,7 +402,7 @@ def _place_in_world(
 
 
 def _scores(
-    posterior: Posterior, x: Float[np.ndarray, n], target: Silhouette, vertices: Float[np.ndarray, "V 3"], to_world
+    posterior: Posterior, x: Float[np.ndarray, "n"], target: Silhouette, vertices: Float[np.ndarray, "V 3"], to_world
 ) -> dict[str, float]:
     """How well the body explains the photo; see ``BodyFit``. Errors are over the body landmarks that are seen."""
     e, state = posterior.evidence, posterior.state(x)

@@ -31,16 +31,16 @@ class RiggedPoints:
         count: P.
     """
 
-    point: Int[np.ndarray, E]
-    joint: Int[np.ndarray, E]
-    source: Int[np.ndarray, E]
-    mass: Float[np.ndarray, E]
-    weight: Float[np.ndarray, E]
+    point: Int[np.ndarray, "E"]
+    joint: Int[np.ndarray, "E"]
+    source: Int[np.ndarray, "E"]
+    mass: Float[np.ndarray, "E"]
+    weight: Float[np.ndarray, "E"]
     rest: Float[np.ndarray, "N 3"]
     blend: Float[np.ndarray, "K N 3"]
     count: int
 
-    def sources(self, coefficients: Float[np.ndarray, K]) -> Float[np.ndarray, "N 3"]:
+    def sources(self, coefficients: Float[np.ndarray, "K"]) -> Float[np.ndarray, "N 3"]:
         """Rest positions of the sources [N 3]."""
         return self.rest + np.tensordot(coefficients.astype(self.blend.dtype), self.blend, 1)
 
@@ -196,8 +196,8 @@ def pose_skeleton(
     rotvecs: Float[np.ndarray, "J 3"],
     root_rotation: Float[np.ndarray, "3 3"],
     joints: Float[np.ndarray, "J 3"],
-    translation: Float[np.ndarray, 3],
-    parents: Int[np.ndarray, J],
+    translation: Float[np.ndarray, "3"],
+    parents: Int[np.ndarray, "J"],
 ) -> Posed:
     """The skeleton under joint rotations exp(rotvecs); the root turns by exp(rotvecs[0]) @ root_rotation."""
     count = len(parents)
@@ -209,7 +209,7 @@ def pose_skeleton(
 
 
 def posed_points(
-    points: RiggedPoints, coefficients: Float[np.ndarray, K], posed: Posed
+    points: RiggedPoints, coefficients: Float[np.ndarray, "K"], posed: Posed
 ) -> Float[np.ndarray, "P 3"]:
     """Positions [P 3] of rigged points."""
     positions = np.ascontiguousarray(points.sources(coefficients), float)
@@ -221,12 +221,12 @@ def posed_points(
 
 def posed_points_jacobian(
     points: RiggedPoints,
-    coefficients: Float[np.ndarray, K],
+    coefficients: Float[np.ndarray, "K"],
     coefficients_jacobian: Float[np.ndarray, "K S"],
     posed: Posed,
     joints_jacobian: Float[np.ndarray, "J 3 S"],
     pose_basis: Float[np.ndarray, "J 3 D"],
-    parents: Int[np.ndarray, J],
+    parents: Int[np.ndarray, "J"],
 ) -> Float[np.ndarray, "P 3 D+S"]:
     """d points / d (pose parameters, shape) [P 3 D+S].
 

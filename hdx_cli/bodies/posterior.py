@@ -49,10 +49,10 @@ class Evidence:
     cy: float
     height_px: float
     pixels: Float[np.ndarray, "L 2"]
-    confidence: Float[np.ndarray, L]
+    confidence: Float[np.ndarray, "L"]
     directions: Float[np.ndarray, "N 3"]
     direction_sigma: Float[np.ndarray, "N 3"]
-    direction_confidence: Float[np.ndarray, N]
+    direction_confidence: Float[np.ndarray, "N"]
     root_rotation: Float[np.ndarray, "3 3"]
     balanced: bool
     upright: bool
@@ -65,10 +65,10 @@ class OutlineTerms:
     """Body vertices that should lie on lines: ``index`` into ``points``, a point on the line, its normal, a weight."""
 
     points: RiggedPoints
-    index: Int[np.ndarray, M]
+    index: Int[np.ndarray, "M"]
     targets: Float[np.ndarray, "M 2"]
     normals: Float[np.ndarray, "M 2"]
-    weights: Float[np.ndarray, M]
+    weights: Float[np.ndarray, "M"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Terms:
 class State:
     """A body at one parameter vector."""
 
-    coefficients: Float[np.ndarray, K]
+    coefficients: Float[np.ndarray, "K"]
     joints: Float[np.ndarray, "J 3"]
     posed: Posed
     landmarks: Float[np.ndarray, "L 3"]
@@ -97,10 +97,10 @@ class Posterior:
 
     rig: FitRig
     evidence: Evidence
-    mean: Float[np.ndarray, n]
-    sigma: Float[np.ndarray, n]
+    mean: Float[np.ndarray, "n"]
+    sigma: Float[np.ndarray, "n"]
     limits: Float[np.ndarray, "n 2"]
-    limit_sigma: Float[np.ndarray, n]
+    limit_sigma: Float[np.ndarray, "n"]
     direction_matrix: Float[np.ndarray, "N L"] = field(default_factory=direction_matrix)
 
     @property
@@ -119,7 +119,7 @@ class Posterior:
     def translation(self) -> slice:
         return slice(self.pitch + 1, self.pitch + 4)
 
-    def state(self, x: Float[np.ndarray, n]) -> State:
+    def state(self, x: Float[np.ndarray, "n"]) -> State:
         """The body at ``x``."""
         rig = self.rig
         coefficients = rig.coefficients(x[self.shape])
@@ -130,7 +130,7 @@ class Posterior:
         )
         return State(coefficients, joints, posed, posed_points(rig.landmarks, coefficients, posed))
 
-    def jacobian_of(self, x: Float[np.ndarray, n], state: State):
+    def jacobian_of(self, x: Float[np.ndarray, "n"], state: State):
         """A function from rigged points to d points / d parameters [P 3 n]."""
         rig = self.rig
         coefficients_jacobian = rig.coefficients_jacobian(x[self.shape])
@@ -165,7 +165,7 @@ class Posterior:
         vectors = self.direction_matrix @ landmarks
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
-    def robust_weights(self, x: Float[np.ndarray, n]) -> dict[str, np.ndarray]:
+    def robust_weights(self, x: Float[np.ndarray, "n"]) -> dict[str, np.ndarray]:
         """Square-root weights of a Geman-McClure loss, c^2 / (c^2 + e^2), at ``x``; held during one step."""
         e, state = self.evidence, self.state(x)
         error = np.linalg.norm(self.project(state.landmarks) - e.pixels, axis=1) / e.height_px
@@ -182,8 +182,8 @@ class Posterior:
         }
 
     def residuals(
-        self, x: Float[np.ndarray, n], weights: dict[str, np.ndarray], terms: Terms, with_jacobian: bool
-    ) -> tuple[Float[np.ndarray, R], Float[np.ndarray, "R n"] | None]:
+        self, x: Float[np.ndarray, "n"], weights: dict[str, np.ndarray], terms: Terms, with_jacobian: bool
+    ) -> tuple[Float[np.ndarray, "R"], Float[np.ndarray, "R n"] | None]:
         """All residuals at ``x``, and their Jacobian if asked for."""
         e, rig = self.evidence, self.rig
         state = self.state(x)
@@ -279,7 +279,7 @@ class Posterior:
             (np.array([(height - self.evidence.height_m) * scale]), height_slope * scale if with_slopes else None),
         ]
 
-    def height_m(self, x: Float[np.ndarray, n]) -> tuple[float, Float[np.ndarray, n]]:
+    def height_m(self, x: Float[np.ndarray, "n"]) -> tuple[float, Float[np.ndarray, "n"]]:
         """Standing height in the rest pose, and its derivative."""
         points = self.rig.top_and_sole
         pick = np.array([1.0, *[-1 / (points.count - 1)] * (points.count - 1)])
@@ -291,8 +291,8 @@ class Posterior:
         return float(share @ points.rest[:, 1] + coefficients @ vertical), slope
 
     def maximise(
-        self, x: Float[np.ndarray, n], free: Bool[np.ndarray, n], terms: Terms, steps: int
-    ) -> Float[np.ndarray, n]:
+        self, x: Float[np.ndarray, "n"], free: Bool[np.ndarray, "n"], terms: Terms, steps: int
+    ) -> Float[np.ndarray, "n"]:
         """Levenberg-Marquardt over the free parameters, with robust weights renewed at every step."""
         damping, index = 1e-2, np.flatnonzero(free)
         for _ in range(steps):
@@ -321,12 +321,12 @@ class Posterior:
         return replace(self, evidence=replace(self.evidence, **changes))
 
 
-def _forward(pitch: float) -> Float[np.ndarray, 3]:
+def _forward(pitch: float) -> Float[np.ndarray, "3"]:
     """The horizontal direction away from a camera that looks down by ``pitch``, in its own axes."""
     return np.array([0.0, -np.sin(pitch), np.cos(pitch)])
 
 
-def _forward_slope(pitch: float) -> Float[np.ndarray, 3]:
+def _forward_slope(pitch: float) -> Float[np.ndarray, "3"]:
     return np.array([0.0, -np.cos(pitch), -np.sin(pitch)])
 
 

@@ -68,7 +68,7 @@ _POSE_PAIRS = [(1, 4), (2, 5), (3, 6), (7, 8), (9, 10)] + [(i, i + 1) for i in r
 _FACE_PAIRS = [(33, 263), (133, 362), (61, 291), (234, 454), (127, 356)]
 
 
-def mirrored_landmarks() -> Int[np.ndarray, L]:
+def mirrored_landmarks() -> Int[np.ndarray, "L"]:
     """Index of every landmark's mirror image [L]."""
     index = np.arange(LANDMARKS)
     pairs = [*_POSE_PAIRS, *((LEFT_HAND + i, RIGHT_HAND + i) for i in range(HAND_LANDMARKS))]
@@ -77,7 +77,7 @@ def mirrored_landmarks() -> Int[np.ndarray, L]:
     return index
 
 
-def mirrored_directions() -> tuple[Int[np.ndarray, N], Float[np.ndarray, N]]:
+def mirrored_directions() -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N"]]:
     """Index of every direction's mirror image [N], and -1 where mirroring also swaps its ends."""
     swap = mirrored_landmarks()
     ends = {(frozenset(a), frozenset(b)): i for i, (_, a, b) in enumerate(DIRECTIONS)}
@@ -113,10 +113,10 @@ class Calibration:
         direction_sigma: noise after that along camera x, y and depth [N 3].
     """
 
-    sigma: Float[np.ndarray, L]
-    body_mean: Float[np.ndarray, B3]
+    sigma: Float[np.ndarray, "L"]
+    body_mean: Float[np.ndarray, "B3"]
     body_gain: Float[np.ndarray, "B3 B3"]
-    body_bias: Float[np.ndarray, B3]
+    body_bias: Float[np.ndarray, "B3"]
     body_reach: float
     fine_gain: Float[np.ndarray, "E 3 3"]
     fine_bias: Float[np.ndarray, "E 3"]
@@ -147,9 +147,9 @@ class Limb:
     lower: int
     ball: int
     hinge: int
-    upper_rest: Float[np.ndarray, 3]
-    lower_rest: Float[np.ndarray, 3]
-    axis: Float[np.ndarray, 3]
+    upper_rest: Float[np.ndarray, "3"]
+    lower_rest: Float[np.ndarray, "3"]
+    axis: Float[np.ndarray, "3"]
 
 
 @dataclass(frozen=True)
@@ -174,21 +174,21 @@ class FitRig:
     """
 
     model: BodyModel
-    coefficients: Callable[[Float[np.ndarray, S]], Float[np.ndarray, K]]
-    coefficients_jacobian: Callable[[Float[np.ndarray, S]], Float[np.ndarray, "K S"]]
+    coefficients: Callable[[Float[np.ndarray, "S"]], Float[np.ndarray, "K"]]
+    coefficients_jacobian: Callable[[Float[np.ndarray, "S"]], Float[np.ndarray, "K S"]]
     joints: Float[np.ndarray, "J 3"]
     joints_blend: Float[np.ndarray, "K J 3"]
     pose_names: tuple[str, ...]
     pose_basis: Float[np.ndarray, "J 3 D"]
-    pose_mean: Float[np.ndarray, D]
-    pose_sigma: Float[np.ndarray, D]
+    pose_mean: Float[np.ndarray, "D"]
+    pose_sigma: Float[np.ndarray, "D"]
     pose_limits: Float[np.ndarray, "D 2"]
-    shape_mean: Float[np.ndarray, S]
-    shape_sigma: Float[np.ndarray, S]
+    shape_mean: Float[np.ndarray, "S"]
+    shape_sigma: Float[np.ndarray, "S"]
     shape_limits: Float[np.ndarray, "S 2"]
     landmarks: RiggedPoints
     centre_of_mass: RiggedPoints
     limbs: tuple[Limb, ...]
     calibration: Calibration
-    vertex_points: Callable[[Int[np.ndarray, N]], RiggedPoints]
+    vertex_points: Callable[[Int[np.ndarray, "N"]], RiggedPoints]
     top_and_sole: RiggedPoints

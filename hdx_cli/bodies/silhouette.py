@@ -24,7 +24,7 @@ class Outline:
 
     points: Float[np.ndarray, "P 2"]
     normals: Float[np.ndarray, "P 2"]
-    trusted: Bool[np.ndarray, P]
+    trusted: Bool[np.ndarray, "P"]
 
     def __getitem__(self, index) -> Outline:
         return Outline(self.points[index], self.normals[index], self.trusted[index])
@@ -101,7 +101,7 @@ class Rendered:
 
     mask: Bool[np.ndarray, "h w"]
     outline: Outline
-    vertices: Int[np.ndarray, P]
+    vertices: Int[np.ndarray, "P"]
 
 
 def render_outline(
@@ -121,7 +121,7 @@ def render_outline(
     return Rendered(buffer.covered, outline[near], visible[nearest[near]])
 
 
-def match(rendered: Rendered, target: Outline, height_px: float) -> tuple[Int[np.ndarray, M], Outline]:
+def match(rendered: Rendered, target: Outline, height_px: float) -> tuple[Int[np.ndarray, "M"], Outline]:
     """Pairs of body vertices and target points [M], found both ways.
 
     Every point takes the nearest partner whose normal agrees, with a distance that grows up to threefold with the angle
@@ -146,7 +146,7 @@ def match(rendered: Rendered, target: Outline, height_px: float) -> tuple[Int[np
 
 def _nearest_compatible(
     points: Outline, candidates: Outline, reach_px: float, neighbours: int = 12
-) -> tuple[Int[np.ndarray, P], Bool[np.ndarray, P]]:
+) -> tuple[Int[np.ndarray, "P"], Bool[np.ndarray, "P"]]:
     distance, index = cKDTree(candidates.points).query(points.points, k=neighbours, distance_upper_bound=reach_px)
     missing = ~np.isfinite(distance)
     index = np.where(missing, 0, index)
