@@ -84,7 +84,7 @@ def visibility(gaussians: Gaussians, cameras: Cameras, *, antialiased: bool = Fa
     return torch.stack(weights) if weights else gaussians.means.new_zeros(0, len(gaussians))
 
 
-def morton_order(means: Float[Tensor, "N 3"]) -> Int[Tensor, N]:
+def morton_order(means: Float[Tensor, "N 3"]) -> Int[Tensor, "N"]:
     """Indices that put points in order along a Z-curve (Morton 1966) through their bounding cube, 1024 cells per axis.
 
     Neighbours in space become neighbours in memory: a render of 100 000 Gaussians in this order costs a quarter less.
