@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float32, UInt8
 from ..images import resize
 from ..observation import Keypoints, Photo
 from .keypoints import INDEX, body_height_px, padded
+from .matting import closed_form_alpha, multilevel_foreground
 
 # Longer side of the crop that each step works on, px. On synthetic people over cluttered backgrounds GrabCut at 320,
 # 448, 600 and 800 px gave IoU .958, .965, .970 and .970; closed-form matting costs 0.25 s CPU at 900 px.
@@ -34,8 +35,7 @@ def matte(
     adds or takes away counts only where the probability is in doubt. Things held in a hand before a plain background
     are added. Closed-form matting (Levin et al. 2008) then solves for alpha in a narrow band round that outline.
     Colours are estimated by multi-level foreground estimation (Germer et al. 2020), so that none of the background
-    shows at soft edges. About 0.8 s CPU; once per installation
-    pymatting compiles all of itself when it is imported, which takes another 47 s CPU.
+    shows at soft edges. About 0.8 s CPU.
 
     Args:
         photo: the photo.
@@ -168,8 +168,6 @@ def solve_alpha(
 
     Larger crops are solved at ``MATTING_SIDE_PX``; a guided filter (He et al. 2010) carries alpha to the full size.
     """
-    from pymatting import estimate_alpha_cf
-
     scale, shape = _reduced(rgb.shape, MATTING_SIDE_PX)
     image = resize(rgb, *shape)
     unit = height_px * scale
@@ -183,7 +181,7 @@ def solve_alpha(
         return outline.astype(np.float32)
     # Perfectly flat backgrounds make the Laplacian singular; noise of one grey value cures that.
     noisy = np.clip(image + np.random.default_rng(0).normal(0, 1 / 255, image.shape), 0, 1)
-    alpha = estimate_alpha_cf(noisy, trimap).astype(np.float32)
+    alpha = closed_form_alpha(noisy, trimap)
     # Alpha that is nearly 0 or 1 is noise of the solver; stretching removes it without a step.
     alpha = np.clip((alpha - 0.04) / 0.92, 0, 1)
     if shape == rgb.shape[:2]:
@@ -198,11 +196,9 @@ def foreground_colours(
     rgb: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"]
 ) -> Float32[np.ndarray, "H W 3"]:
     """Colours of the person alone [H W 3]; the photo's where alpha is 0 or 1 all around."""
-    from pymatting import estimate_foreground_ml
-
     x0, y0, x1, y1 = _box_of(alpha > 0, 8)
     colours = rgb.copy()
-    part = estimate_foreground_ml(rgb[y0:y1, x0:x1].astype(np.float64), alpha[y0:y1, x0:x1].astype(np.float64))
+    part = multilevel_foreground(rgb[y0:y1, x0:x1], alpha[y0:y1, x0:x1])
     colours[y0:y1, x0:x1] = np.where(alpha[y0:y1, x0:x1, None] > 0, part, rgb[y0:y1, x0:x1])
     return colours
 

@@ -159,19 +159,6 @@ def face_model(
             model.close()
 
 
-@contextmanager
-def selfie_model() -> Iterator[Callable[[UInt8[np.ndarray, "H W 3"]], Float32[np.ndarray, "H W"]]]:
-    """Selfie segmentation (general, 256 x 256): probability that a pixel belongs to any person or what they hold."""
-    with quiet_stderr():
-        import mediapipe as mp
-
-        model = mp.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
-        try:
-            yield lambda image: np.array(model.process(np.ascontiguousarray(image)).segmentation_mask, np.float32)
-        finally:
-            model.close()
-
-
 def _landmark_lists(found: list | None, image: UInt8[np.ndarray, "H W 3"]) -> list[Float32[np.ndarray, "P 3"]]:
     """Normalised landmark lists as pixels; MediaPipe scales depth like x."""
     height, width = image.shape[:2]
