@@ -7,7 +7,7 @@ from test_architecture import PACKAGE
 from hdx_cli.images import load_photo
 from hdx_cli.observation import Photo
 from hdx_cli.preprocess.keypoints import INDEX, body_height_px, detect_person
-from hdx_cli.preprocess.mask import foreground_colours, held_objects, matte, segment, solve_alpha
+from hdx_cli.preprocess.mask import foreground_colours, gaps_in_hands, held_objects, matte, segment, solve_alpha
 
 NOBODY = np.zeros((33, 3), np.float32)
 
@@ -150,3 +150,28 @@ def test_mattes_are_repeatable(photo, person, cut_out):
     again = matte(photo, person.probability, person.keypoints)
     np.testing.assert_array_equal(again[0], cut_out[0])
     np.testing.assert_array_equal(again[1], cut_out[1])
+
+
+def test_background_inside_a_curled_hand_is_not_the_hand():
+    """A brown ring in front of a grey wall: the outline closed over its middle, the colours say that it is open."""
+    rgb = np.full((200, 200, 3), 0.75, np.float32)
+    y, x = np.mgrid[:200, :200]
+    away = np.hypot(x - 100, y - 100)
+    rgb[(away > 6) & (away < 20)] = (0.45, 0.3, 0.2)
+    points = np.zeros((33, 3), np.float32)
+    for joint in ("wrist", "index", "pinky", "thumb"):
+        points[INDEX[f"left_{joint}"]] = 100, 100, 1
+    gaps = gaps_in_hands(rgb, away < 20, points, 900.0)
+    assert gaps[away < 5].all() and not gaps[away > 7].any()
+    points[:, 2] = 0.0  # no hand in sight
+    assert not gaps_in_hands(rgb, away < 20, points, 900.0).any()
+
+
+def test_a_grey_glove_before_a_grey_wall_stays_whole():
+    rgb = np.full((200, 200, 3), 0.75, np.float32)
+    y, x = np.mgrid[:200, :200]
+    glove = np.hypot(x - 100, y - 100) < 20
+    rgb[glove] = 0.7
+    points = np.zeros((33, 3), np.float32)
+    points[INDEX["left_wrist"]] = 100, 100, 1
+    assert not gaps_in_hands(rgb, glove, points, 900.0).any()

@@ -20,6 +20,8 @@ OBJECT_SIDE_PX = 320
 # below the second: elsewhere the pose model knows better than colours do.
 ADD_ABOVE, TAKE_BELOW = 0.2, 0.9
 # Half widths of the band that matting solves for, as shares of the body height; hair needs more.
+HAND_RADIUS = 0.04  # of the body height, round each of a hand's landmarks
+LIKE_LAB = 8.0  # CIE Lab distance within one surface under soft light
 BAND, HAIR_BAND = 0.005, 0.012
 
 
@@ -52,6 +54,7 @@ def matte(
     window = slice(y0, y1), slice(x0, x1)
     points = keypoints.pixels - np.float32([x0, y0, 0])
     outline = segment(photo.rgb[window], probability[window], points, height_px, held[window], others[window])
+    outline &= ~gaps_in_hands(photo.rgb[window], outline, points, height_px)
     alpha = np.zeros(probability.shape, np.float32)
     alpha[window] = solve_alpha(photo.rgb[window], outline, points, height_px) * ~(others[window] & ~outline)
     return alpha, foreground_colours(photo.rgb, alpha)
@@ -156,6 +159,35 @@ def held_objects(
     result = nothing
     result[y0:y1, x0:x1] = resize(held.astype(np.float32), y1 - y0, x1 - x0) > 0.5
     return result
+
+
+def gaps_in_hands(
+    rgb: Float32[np.ndarray, "H W 3"],
+    outline: Bool[np.ndarray, "H W"],
+    points: Float32[np.ndarray, "33 3"],
+    height_px: float,
+) -> Bool[np.ndarray, "H W"]:
+    """Background between fingers and inside a curled hand [H W], which outlines at a few hundred pixels close over.
+
+    Round the hands, pixels of the outline that have the colour of the background beside it and not that of the hand.
+
+    Args:
+        rgb, outline: a crop of the photo and the person in it.
+        points: landmarks in pixels of the crop.
+        height_px: standing height of the person.
+    """
+    hands = _ends_of_limbs(points, HAND_RADIUS * height_px, outline.shape, feet=False)
+    lab = cv2.cvtColor(np.clip(rgb, 0, 1), cv2.COLOR_RGB2LAB)
+    free = (~_dilated(outline, 0.006 * height_px)).astype(np.float32)
+    spread = (0, 0), 0.03 * height_px
+    weight = cv2.GaussianBlur(free, *spread)
+    beside = cv2.GaussianBlur(lab * free[..., None], *spread) / np.maximum(weight, 1e-6)[..., None]
+    like_background = (np.linalg.norm(lab - beside, axis=-1) < LIKE_LAB) & (weight > 0.05)
+    own = outline & hands & ~like_background
+    if own.sum() < 20:
+        return np.zeros_like(outline)
+    unlike_hand = np.linalg.norm(lab - np.median(lab[own], axis=0), axis=-1) > 3 * LIKE_LAB
+    return outline & hands & like_background & unlike_hand
 
 
 def solve_alpha(
