@@ -123,9 +123,12 @@ def axes_of_factors(
 
 @numba.njit(cache=True, nogil=True)
 def _orthogonalise(factors, quats, scales):
-    m = np.empty((3, 3))
+    # Elements one by one: numba takes seconds to compile what copies, compares or reduces whole arrays.
+    m, lengths = np.empty((3, 3)), np.empty(3)
     for n in range(factors.shape[0]):
-        m[:] = factors[n]
+        for r in range(3):
+            for k in range(3):
+                m[r, k] = factors[n, r, k]
         for _ in range(6):
             largest = 0.0
             for p in range(2):
@@ -146,19 +149,20 @@ def _orthogonalise(factors, quats, scales):
                         m[r, q] = s * a + c * b
             if largest < 1e-9:
                 break
-        lengths = np.empty(3)
         for k in range(3):
             lengths[k] = np.sqrt(m[0, k] ** 2 + m[1, k] ** 2 + m[2, k] ** 2)
         # the two longest axes carry the rotation, the third follows: a vanishing axis then needs no direction of its own
-        i = int(np.argmax(lengths))
-        j = -1
+        i, j = 0, -1
+        for k in range(1, 3):
+            if lengths[k] > lengths[i]:
+                i = k
         for k in range(3):
             if k != i and (j < 0 or lengths[k] > lengths[j]):
                 j = k
         k = 3 - i - j
         if lengths[i] < 1e-12:
             quats[n, 0], quats[n, 1], quats[n, 2], quats[n, 3] = 1.0, 0.0, 0.0, 0.0
-            scales[n, :] = 1e-12
+            scales[n, 0], scales[n, 1], scales[n, 2] = 1e-12, 1e-12, 1e-12
             continue
         for r in range(3):
             m[r, i] /= lengths[i]
@@ -166,7 +170,10 @@ def _orthogonalise(factors, quats, scales):
             for r in range(3):
                 m[r, j] /= lengths[j]
         else:
-            axis = int(np.argmin(np.abs(m[:, i])))
+            axis = 0
+            for r in range(1, 3):
+                if abs(m[r, i]) < abs(m[axis, i]):
+                    axis = r
             dot = m[axis, i]
             for r in range(3):
                 m[r, j] = (1.0 if r == axis else 0.0) - dot * m[r, i]
