@@ -19,7 +19,7 @@ JUMP_M = 0.04  # neighbouring pixels further apart in depth belong to different 
 FLATNESS = 0.25  # thickness of a Gaussian in pixel sizes
 GRAZING_COSINE = 0.35  # the sheet has gaps where the surface turns further from the camera than this
 RIM = 1.8  # standard deviations of a disc that end at the matte's edge
-OVERHANG_PX = 2  # the clothed body may miss the matte's edge by this much
+OVERHANG_M = 0.035  # the clothed body may miss the matte's edge by this much, at a jacket's hem for one
 SIGMA_PX = 0.5  # standard deviation in pixel spacings: opaque at twice the photo's magnification, sharp at once
 
 
@@ -260,7 +260,7 @@ def unseen_points(
     column, row = (np.clip(pixels[:, k].astype(int), 0, side - 1) for k, side in ((0, width), (1, height)))
     distance_px = signed_distance(alpha)
     inside_px = distance_px[row, column]
-    outside = framed & (inside_px < -OVERHANG_PX)
+    outside = framed & (inside_px * in_camera[:, 2] / K[0, 0] < -OVERHANG_M)
     rays = camera.positions()[0].double().numpy() - means
     cosine = np.einsum("pa,pa->p", normals, rays / np.linalg.norm(rays, axis=1, keepdims=True))
     hidden = (in_camera[:, 2] > buffer.depth[row, column] + 0.01) | (cosine < 0) | ~framed
@@ -271,7 +271,7 @@ def unseen_points(
     radius = 0.7 * np.sqrt(area / (2 * count))
     # a disc across the outline would paint a rim round the person: move it inwards until it ends at the matte's edge
     pixel_m = in_camera[:, 2] / K[0, 0]
-    move = np.clip(RIM * radius - inside_px * pixel_m, 0.0, 3.0 * radius) * framed
+    move = np.clip(RIM * radius - inside_px * pixel_m, 0.0, OVERHANG_M + 2 * radius) * framed
     slope_y, slope_x = np.gradient(cv2.GaussianBlur(distance_px, (0, 0), 1.5))
     inwards = slope_x[row, column, None] * viewmat[0, :3] + slope_y[row, column, None] * viewmat[1, :3]
     means = means + move[:, None] * inwards / np.maximum(np.linalg.norm(inwards, axis=1, keepdims=True), 1e-6)
