@@ -65,6 +65,8 @@ def load_photo(path: str | Path, max_side: int = 2048) -> Photo:
         return Photo(np.repeat(np.clip(np.asarray(image), 0, 1)[..., None], 3, axis=2), None, _scaled(focal_px, scale))
     pixels = np.asarray(image, np.float32) / np.float32(255)
     alpha = pixels[..., 3] if image.mode == "RGBA" and _is_cut_out(pixels[..., 3]) else None
+    if alpha is not None:
+        pixels[..., :3][alpha == 0] = 1.0  # files keep anything, often black, where nothing is to be seen
     return Photo(
         np.ascontiguousarray(pixels[..., :3]),
         None if alpha is None else np.ascontiguousarray(alpha),
