@@ -10,10 +10,13 @@ mask, landmarks and body are estimated from it; its focal length is taken as kno
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
-import numpy as np
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does
+
+import numpy as np  # noqa: E402
 import torch
 from PIL import Image
 
