@@ -116,7 +116,11 @@ def turntable(
     distance = span_m * focal / (fill * height)
     cos = math.cos(elevation_rad)
     offsets = torch.stack(
-        [torch.sin(azimuths_rad) * cos, torch.full_like(azimuths_rad, math.sin(elevation_rad)), torch.cos(azimuths_rad) * cos],
+        [
+            torch.sin(azimuths_rad) * cos,
+            torch.full_like(azimuths_rad, math.sin(elevation_rad)),
+            torch.cos(azimuths_rad) * cos,
+        ],
         dim=-1,
     )
     Ks = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=azimuths_rad.dtype)

@@ -28,14 +28,20 @@ def choose(device: str) -> str:
     if not torch.cuda.is_available():
         if device == "cuda":
             built = torch.version.cuda
-            reason = f"torch {torch.__version__} was built without CUDA" if built is None else "torch finds no CUDA device"
-            raise ResourceError(f"--device cuda: {reason}", hint="use --device cpu, or see hdx doctor", code="E_NO_CUDA")
+            reason = (
+                f"torch {torch.__version__} was built without CUDA" if built is None else "torch finds no CUDA device"
+            )
+            raise ResourceError(
+                f"--device cuda: {reason}", hint="use --device cpu, or see hdx doctor", code="E_NO_CUDA"
+            )
         return "cpu"
     if gsplat_works():
         return "cuda"
     if device == "cuda":
         raise ResourceError(
-            "--device cuda: gsplat has no CUDA kernels that load here", hint="use --device cpu, or see hdx doctor", code="E_NO_GSPLAT"
+            "--device cuda: gsplat has no CUDA kernels that load here",
+            hint="use --device cpu, or see hdx doctor",
+            code="E_NO_GSPLAT",
         )
     return "cpu"
 

@@ -118,7 +118,9 @@ def _numba() -> Check:
     import numba
 
     own = os.environ.get("NUMBA_CACHE_DIR")
-    places = [Path(own)] if own else [Path(__file__).parent / "rasterize" / "__pycache__", Path.home() / ".cache" / "numba"]
+    places = (
+        [Path(own)] if own else [Path(__file__).parent / "rasterize" / "__pycache__", Path.home() / ".cache" / "numba"]
+    )
     for place in places:
         if _is_writable(place):
             return Check("numba", "ok", f"{numba.__version__}, compiled code is kept in {place}")
@@ -141,7 +143,9 @@ def _mediapipe() -> Check:
     # its native part is what breaks on foreign systems, and it may end the process that loads it
     loaded = subprocess.run([sys.executable, "-c", "import mediapipe"], capture_output=True, text=True)
     if loaded.returncode != 0:
-        return Check("mediapipe", "failed", f"{version}: {(loaded.stderr.strip() or 'does not load').splitlines()[-1]}", fix)
+        return Check(
+            "mediapipe", "failed", f"{version}: {(loaded.stderr.strip() or 'does not load').splitlines()[-1]}", fix
+        )
     return Check("mediapipe", "ok", f"{version} with {len(MEDIAPIPE_MODELS)} models")
 
 

@@ -38,7 +38,9 @@ class Gaussians:
 
     def select(self, index: Tensor) -> Gaussians:
         """The Gaussians picked by a boolean mask [N] or an index tensor."""
-        return Gaussians(self.means[index], self.quats[index], self.scales[index], self.opacities[index], self.sh[index])
+        return Gaussians(
+            self.means[index], self.quats[index], self.scales[index], self.opacities[index], self.sh[index]
+        )
 
     def to(self, device: str | torch.device) -> Gaussians:
         """The same values on another device."""
@@ -56,4 +58,6 @@ def sh_from_rgb(rgb: Float[Tensor, "N 3"]) -> Float[Tensor, "N 1 3"]:
 
 def concatenate(parts: list[Gaussians]) -> Gaussians:
     """All Gaussians of ``parts`` in order; every part must have the same number of SH bases."""
-    return Gaussians(*(torch.cat([getattr(p, name) for p in parts]) for name in ("means", "quats", "scales", "opacities", "sh")))
+    return Gaussians(
+        *(torch.cat([getattr(p, name) for p in parts]) for name in ("means", "quats", "scales", "opacities", "sh"))
+    )

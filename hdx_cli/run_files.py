@@ -112,4 +112,6 @@ def _pixels(path: Path) -> np.ndarray:
 
 def _damaged(path: Path, error: Exception) -> InputRejected:
     reason = " ".join(str(error).split())
-    return InputRejected(f"{path}: missing or damaged ({reason})", hint="run `hdx create` again with --force", code="E_DAMAGED")
+    return InputRejected(
+        f"{path}: missing or damaged ({reason})", hint="run `hdx create` again with --force", code="E_DAMAGED"
+    )

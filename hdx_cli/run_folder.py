@@ -154,7 +154,9 @@ class RunFolder:
     def is_current(self, product: str) -> bool:
         """True where the product exists and what it was made from has not changed since."""
         record = self.record(product)
-        return bool(record) and (self.path / product).exists() and record["inputs"] == self._hashes(list(record["inputs"]))
+        return (
+            bool(record) and (self.path / product).exists() and record["inputs"] == self._hashes(list(record["inputs"]))
+        )
 
     def is_done(self, product: str, config: dict[str, Any], inputs: list[str]) -> bool:
         """True where the product exists and its record matches ``config`` and the present sha256 of ``inputs``."""
@@ -271,7 +273,9 @@ class RunFolder:
 
     def _save(self) -> None:
         with disk_errors(self.path):
-            write_atomically(self.path / RECORDS, (json.dumps(self.state, indent=2, ensure_ascii=False) + "\n").encode())
+            write_atomically(
+                self.path / RECORDS, (json.dumps(self.state, indent=2, ensure_ascii=False) + "\n").encode()
+            )
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -329,7 +333,9 @@ def remove_partials(path: Path) -> None:
     """Take away what an interrupted write left in a run folder."""
     with contextlib.suppress(OSError):
         for folder in (path, path / "exports"):
-            for entry in [e for e in folder.glob("*.partial*") if e.suffix == ".partial" or e.stem.endswith(".partial")]:
+            for entry in [
+                e for e in folder.glob("*.partial*") if e.suffix == ".partial" or e.stem.endswith(".partial")
+            ]:
                 _remove(entry)
 
 

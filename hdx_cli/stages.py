@@ -51,7 +51,12 @@ class Options:
 
 
 def check(
-    path: Path, overlay: Path | None = None, *, person: int | None = None, mask: Path | None = None, progress: Progress = Silent()
+    path: Path,
+    overlay: Path | None = None,
+    *,
+    person: int | None = None,
+    mask: Path | None = None,
+    progress: Progress = Silent(),
 ) -> dict[str, Any]:
     """Look at a photo: ``suitable``, how many ``people``, which ``person`` would be taken, and the ``findings``.
 
@@ -99,7 +104,12 @@ def observe(run: RunFolder, options: Options, progress: Progress = Silent(), sou
         photo = load_photo(shown)
         mask = None if options.mask is None else load_mask(run.path / options.mask, photo.rgb.shape[:2])
         observation, findings, detection = observe_photo(
-            photo, person=options.person, mask=mask, matting=options.matting or "default", name=str(shown), progress=progress
+            photo,
+            person=options.person,
+            mask=mask,
+            matting=options.matting or "default",
+            name=str(shown),
+            progress=progress,
         )
         for finding in findings:
             progress.warn(finding.code, finding.message)
@@ -142,7 +152,9 @@ def fit_coarse(run: RunFolder, options: Options, progress: Progress = Silent()) 
         from .run_files import load_body_fit, load_observation, save_views
 
         observation, fit = load_observation(run.path / "observation"), load_body_fit(run.path / "body.npz")
-        chosen = {name: getattr(options, name) for name in ("gaussians", "iterations") if getattr(options, name) is not None}
+        chosen = {
+            name: getattr(options, name) for name in ("gaussians", "iterations") if getattr(options, name) is not None
+        }
         avatar = explicit.fit_coarse(
             observation, fit, anny.load(), explicit.Settings(**chosen), progress=progress, seed=options.seed
         )
@@ -182,7 +194,9 @@ class Film:
     format: str = "mp4"
 
 
-def render(run: RunFolder, film: Film = Film(), path: Path | None = None, progress: Progress = Silent(), device: str = "cpu") -> Made:
+def render(
+    run: RunFolder, film: Film = Film(), path: Path | None = None, progress: Progress = Silent(), device: str = "cpu"
+) -> Made:
     """``coarse/`` -> a film of one turn round the avatar, in ``exports/`` or at ``path``.
 
     Raises:

@@ -41,8 +41,9 @@ def hdx(*arguments: object, cwd: Path, timeout: float = 600, **environment: str)
 @pytest.fixture(scope="session")
 def toy_avatar():
     """The coarse avatar of the toy person: about two thousand Gaussians, hardly optimised."""
-    from hdx_cli.avatars import explicit
     from toy import ToyBody, toy_fit, toy_photo
+
+    from hdx_cli.avatars import explicit
 
     model, fit = ToyBody(), toy_fit(160)
     return explicit.fit_coarse(toy_photo(model, fit), fit, model, explicit.Settings(gaussians=2000, iterations=2))
@@ -52,11 +53,11 @@ def toy_avatar():
 def toy_run(tmp_path_factory, toy_avatar) -> Path:
     """A finished run folder of the toy person, as ``create`` would leave it before the exports. Copy it, do not change it."""
     from PIL import Image
+    from toy import ToyBody, toy_fit, toy_photo
 
     from hdx_cli import run_files, stages
     from hdx_cli.avatars.avatar_file import confidence_by_part, write_avatar
     from hdx_cli.run_folder import RunFolder
-    from toy import ToyBody, toy_fit, toy_photo
 
     folder = tmp_path_factory.mktemp("toy")
     model, fit = ToyBody(), toy_fit(160)

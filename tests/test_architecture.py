@@ -27,7 +27,7 @@ def modules() -> list[Path]:
 
 
 def name_of(path: Path) -> str:
-    """"avatars.base" for hdx_cli/avatars/base.py, "" for the package itself."""
+    """ "avatars.base" for hdx_cli/avatars/base.py, "" for the package itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -69,7 +69,9 @@ def test_import_direction(path: Path) -> None:
         for module in imported:
             target = module.split(".")[0]
             allowed = ALLOWED.get(room, set())
-            assert target in PLAIN or target == room or module in allowed or target in allowed, f"{name} imports {module}"
+            assert target in PLAIN or target == room or module in allowed or target in allowed, (
+                f"{name} imports {module}"
+            )
     elif room != "cli":
         assert not {module for module in imported if module.split(".")[0] == "cli"}
     if room != "cli":
@@ -89,7 +91,14 @@ def test_run_folder_knows_no_torch() -> None:
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_nothing_that_can_run_code_is_loaded(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not {module.split(".")[0] for module in imports_of(path)} & {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}
+    assert not {module.split(".")[0] for module in imports_of(path)} & {
+        "pickle",
+        "cPickle",
+        "dill",
+        "joblib",
+        "shelve",
+        "marshal",
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)

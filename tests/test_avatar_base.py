@@ -14,7 +14,9 @@ def covariances(quats, scales) -> np.ndarray:
 
 @pytest.mark.parametrize("flat", [0, 1, 2])
 def test_axes_reproduce_the_covariance_of_any_factor(flat):
-    factors = np.random.default_rng(flat).normal(size=(500, 3, 3)) * np.exp(np.random.default_rng(9).normal(size=(500, 1, 3)))
+    factors = np.random.default_rng(flat).normal(size=(500, 3, 3)) * np.exp(
+        np.random.default_rng(9).normal(size=(500, 1, 3))
+    )
     factors[:, :, 3 - flat :] = 0.0
     quats, scales = axes_of_factors(factors)
     expected = factors @ factors.transpose(0, 2, 1)
@@ -45,7 +47,9 @@ def random_gaussians(count: int) -> Gaussians:
 def test_posing_and_unposing_returns_the_same_gaussians():
     rng = np.random.default_rng(1)
     gaussians = random_gaussians(200)
-    linear = Rotation.random(200, random_state=2).as_matrix() * rng.uniform(0.7, 1.3, (200, 1, 1)) + rng.normal(0, 0.1, (200, 3, 3))
+    linear = Rotation.random(200, random_state=2).as_matrix() * rng.uniform(0.7, 1.3, (200, 1, 1)) + rng.normal(
+        0, 0.1, (200, 3, 3)
+    )
     transforms = np.concatenate([linear, rng.normal(size=(200, 3, 1))], axis=2)
     there = posed(gaussians, transforms)
     back = posed(there, inverse_transforms(transforms))

@@ -64,7 +64,9 @@ def test_loose_pixels_continue_the_surface_harmonically():
     depth[:, 0], depth[:, -1] = 2.0, 4.0
     buffer = surface.DepthBuffer(depth, np.where(np.isfinite(depth), 0, -1), np.zeros((5, 11, 2)))
     sheet = surface.lift(buffer, alpha)
-    np.testing.assert_allclose(sheet.depth, np.broadcast_to(np.linspace(2, 4, 11), (5, 11)), atol=0.01)  # anchored by 1e-4
+    np.testing.assert_allclose(
+        sheet.depth, np.broadcast_to(np.linspace(2, 4, 11), (5, 11)), atol=0.01
+    )  # anchored by 1e-4
     assert (sheet.owner_x[:, 3] == 0).all() and (sheet.owner_x[:, 8] == 10).all()
 
 

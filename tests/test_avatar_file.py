@@ -116,9 +116,14 @@ def test_confidence_is_the_share_of_seen_surface(toy_avatar) -> None:
     head, torso = PARTS.index("head"), PARTS.index("torso")
     four = toy_avatar.canonical.select(torch.arange(4))
     four = replace(
-        four, scales=torch.tensor([[1, 0.1, 2], [3, 2, 0.1], [1, 1, 1], [1, 1, 1]]), opacities=torch.tensor([1, 0.5, 0.3, 0])
+        four,
+        scales=torch.tensor([[1, 0.1, 2], [3, 2, 0.1], [1, 1, 1], [1, 1, 1]]),
+        opacities=torch.tensor([1, 0.5, 0.3, 0]),
     )
-    visibility, parts = np.array([1.0, 0, 0.25, 1], np.float32), np.array([head, head, torso, PARTS.index("foot")], np.uint8)
+    visibility, parts = (
+        np.array([1.0, 0, 0.25, 1], np.float32),
+        np.array([head, head, torso, PARTS.index("foot")], np.uint8),
+    )
     shares = confidence_by_part(replace(toy_avatar, canonical=four, visibility=visibility, parts=parts))
     assert shares == pytest.approx({"head": 0.4, "torso": 0.25})
 

@@ -35,9 +35,7 @@ def test_own_evaluation_equals_anny(case):
     vertices = GOLDEN["template"] + np.tensordot(coefficients, GOLDEN["blend"], 1)
     rest = model.rest(GOLDEN["shapes"][case])
     np.testing.assert_allclose(rest.joints, GOLDEN["rest_joints"][case], atol=1e-5)
-    transforms = joint_transforms(
-        GOLDEN["pose_deltas"][case], rest.joints, model.parents, GOLDEN["translations"][case]
-    )
+    transforms = joint_transforms(GOLDEN["pose_deltas"][case], rest.joints, model.parents, GOLDEN["translations"][case])
     posed, _ = skin(vertices, model.weights[kept], transforms)
     np.testing.assert_allclose(posed, GOLDEN["vertices"][case], atol=1e-5)
 

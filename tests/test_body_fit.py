@@ -47,8 +47,10 @@ def photo_of(pose: str, yaw_rad: float = 0.3, pitch_rad: float = 0.07, crop: boo
     blank = Keypoints(np.ones((33, 3), np.float32), np.random.default_rng(0).normal(size=(33, 3)).astype(np.float32))
     evidence = gather_evidence(rig(), blank, WIDTH, HEIGHT, FOCAL, BodyPriors())
     facing_camera = np.diag([1.0, -1.0, -1.0])
-    root = rotvecs_to_matrices(np.array([pitch_rad, 0, 0])) @ facing_camera @ rotvecs_to_matrices(
-        np.array([0, yaw_rad, 0])
+    root = (
+        rotvecs_to_matrices(np.array([pitch_rad, 0, 0]))
+        @ facing_camera
+        @ rotvecs_to_matrices(np.array([0, yaw_rad, 0]))
     )
     posterior = posterior_of(rig(), replace(evidence, root_rotation=root), BodyPriors())
     x = posterior.mean.copy()

@@ -59,4 +59,6 @@ def test_turntable_frames_the_span():
 
 def test_quarter_turn_takes_front_to_left():
     quarter = turn_about_up(torch.tensor([math.pi / 2]))[0]
-    torch.testing.assert_close(quarter[:3, :3] @ torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        quarter[:3, :3] @ torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0]), atol=1e-6, rtol=0
+    )

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import hdx
 from PIL import Image
 
-from conftest import hdx
 from hdx_cli import __version__
 
 HEAVY = {"torch", "numpy", "numba", "cv2", "mediapipe", "scipy", "PIL", "safetensors", "jaxtyping", "rich", "trimesh"}
@@ -54,7 +54,6 @@ def test_version(tmp_path: Path) -> None:
 def test_choices_are_those_of_the_modules_they_are_for() -> None:
     from hdx_cli.bodies.fit import BUILDS, GENDERS
     from hdx_cli.cli import options
-
     from hdx_cli.preprocess import MATTINGS
 
     assert set(options.MATTINGS) == set(MATTINGS)
@@ -132,7 +131,21 @@ def test_mp4_has_no_transparency(tmp_path: Path, run: Path) -> None:
 
 
 def test_every_frame_of_a_turn_is_another_view_and_the_person_stays_inside(tmp_path: Path, run: Path) -> None:
-    hdx("render", run, "-o", "frames", "--seconds", 0.4, "--fps", 20, "--size", "64x96", "--background", "#00ff00", cwd=tmp_path)
+    hdx(
+        "render",
+        run,
+        "-o",
+        "frames",
+        "--seconds",
+        0.4,
+        "--fps",
+        20,
+        "--size",
+        "64x96",
+        "--background",
+        "#00ff00",
+        cwd=tmp_path,
+    )
     frames = [Image.open(path).convert("RGB") for path in sorted((tmp_path / "frames").iterdir())]
     assert len(frames) == 8 and len({frame.tobytes() for frame in frames}) == 8
     for frame in frames:
@@ -200,7 +213,9 @@ def test_output_that_nobody_reads(tmp_path: Path) -> None:
     """A closed pipe, as behind `head`, must not end in a traceback."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, "-m", "hdx_cli.cli.app", "doctor"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "hdx_cli.cli.app", "doctor"], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
     os.close(writing)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 

@@ -16,7 +16,9 @@ def test_a_scaled_and_lifted_copy_projects_the_same_in_every_view():
     scale, lift = 1.3, 0.2
     mine = points * scale + torch.tensor([0.0, lift, 0.0])
     photo_camera = camera([0.0, 1.0 * scale + lift, 4.0 * scale])
-    cameras = true_cameras_in_avatar_world(truth, photo_camera, torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, scale + lift, 0.0]))
+    cameras = true_cameras_in_avatar_world(
+        truth, photo_camera, torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, scale + lift, 0.0])
+    )
     difference = (cameras.project(mine)[0] - truth.project(points)[0]).abs().max()
     assert difference < 0.01  # float32 at 1e3 px
 

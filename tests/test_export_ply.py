@@ -80,7 +80,9 @@ def test_harmonics_lie_channel_by_channel_and_padding_is_zero(tmp_path: Path) ->
     gaussians = some_gaussians(5, bases=4)
     write_ply(tmp_path / "a.ply", gaussians, sh_degree=3)
     content = (tmp_path / "a.ply").read_bytes()
-    rows = np.frombuffer(content.split(b"end_header\n", 1)[1], "<f4").reshape(5, 62)  # 248 bytes, as Unity's importer wants
+    rows = np.frombuffer(content.split(b"end_header\n", 1)[1], "<f4").reshape(
+        5, 62
+    )  # 248 bytes, as Unity's importer wants
     rest = rows[:, 9:54].reshape(5, 3, 15)
     np.testing.assert_array_equal(rest[:, :, :3], gaussians.sh[:, 1:].permute(0, 2, 1).numpy())
     assert not rest[:, :, 3:].any()
@@ -127,8 +129,14 @@ def test_the_colour_formula(tmp_path: Path) -> None:
         (b"ply\nformat ascii 1.0\nend_header\n", "not a binary"),
         (b"ply\nformat binary_little_endian 1.0\nend_header\n", "no vertices"),
         (b"ply\nformat binary_little_endian 1.0\nelement vertex 2\nproperty float x\nend_header\n1234", "cut short"),
-        (b"ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty float x\nend_header\n1234", "not a Gaussian"),
-        (b"ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty double x\nend_header\n12345678", "not float32"),
+        (
+            b"ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty float x\nend_header\n1234",
+            "not a Gaussian",
+        ),
+        (
+            b"ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty double x\nend_header\n12345678",
+            "not float32",
+        ),
         (b"ply\nformat binary_little_endian 1.0\nelement face 1\nend_header\n", "other than vertices"),
     ],
 )

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import hdx
 from PIL import Image
 
-from conftest import hdx
 from hdx_cli.cli.app import SAMPLE
 
 QUICK = ("--gaussians", "3000", "--iterations", "2")
@@ -112,7 +112,9 @@ def test_photos_that_cannot_be_used(tmp_path: Path, kind: str, command: str) -> 
     photo = bad_photo(kind, tmp_path)
     done = hdx(command, photo.name, cwd=tmp_path)
     said = done.stderr if command == "create" else done.stdout + done.stderr
-    assert done.returncode == 4 and f"{kind}.jpg" in said and "E_" in said and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 4 and f"{kind}.jpg" in said and "E_" in said and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     assert [path.name for path in tmp_path.iterdir()] == [photo.name]  # no folder stays behind
 
 
@@ -147,7 +149,11 @@ def limited(limit: int, *arguments: object, cwd: Path) -> subprocess.CompletedPr
         "sys.argv = ['hdx', *sys.argv[2:]]\nfrom hdx_cli.cli.app import main\nmain()"
     )
     return subprocess.run(
-        [sys.executable, "-c", code, str(limit), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, str(limit), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -187,7 +193,11 @@ def test_output_to_a_full_device(tmp_path: Path) -> None:
         pytest.skip("no /dev/full")
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "hdx_cli.cli.app", "doctor"], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "hdx_cli.cli.app", "doctor"],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert done.returncode == 6 and "No space left" in done.stderr and "Traceback" not in done.stderr
 

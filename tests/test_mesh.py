@@ -35,7 +35,9 @@ def test_depth_buffer_agrees_with_ray_casting(camera, sphere):
     assert np.median(np.abs(buffer.depth - depth)[agree]) < 0.005
     corners = sphere.vertices[faces[buffer.face[agree]]]
     second, third = buffer.barycentric[agree].T
-    surface = corners[:, 0] * (1 - second - third)[:, None] + corners[:, 1] * second[:, None] + corners[:, 2] * third[:, None]
+    surface = (
+        corners[:, 0] * (1 - second - third)[:, None] + corners[:, 1] * second[:, None] + corners[:, 2] * third[:, None]
+    )
     projected = camera.project(torch.from_numpy(surface).float())[0][0].numpy()
     # screen-space linear weights: exact only up to the perspective within one small triangle
     assert np.abs(projected - np.stack([x[agree], y[agree]], -1)).max() < 0.2
@@ -44,7 +46,9 @@ def test_depth_buffer_agrees_with_ray_casting(camera, sphere):
 def test_unproject_inverts_project(camera):
     points = np.random.default_rng(0).normal(size=(20, 3)) * 0.5
     pixels, depth = camera.project(torch.from_numpy(points).float())
-    back = unproject(pixels[0, :, 0].double().numpy(), pixels[0, :, 1].double().numpy(), depth[0].double().numpy(), camera)
+    back = unproject(
+        pixels[0, :, 0].double().numpy(), pixels[0, :, 1].double().numpy(), depth[0].double().numpy(), camera
+    )
     np.testing.assert_allclose(back, points, atol=1e-5)  # float32 projection
 
 
@@ -62,7 +66,9 @@ def test_laplacian_of_a_constant_is_zero_and_loose_vertices_are_left_alone(spher
 
 
 def test_surface_samples_are_even(sphere):
-    face, weights = sample_surface(np.asarray(sphere.vertices), sphere.faces.astype(np.int32), 20000, np.random.default_rng(0))
+    face, weights = sample_surface(
+        np.asarray(sphere.vertices), sphere.faces.astype(np.int32), 20000, np.random.default_rng(0)
+    )
     np.testing.assert_allclose(weights.sum(1), 1.0)
     assert (weights >= 0).all()
     points = np.einsum("pk,pka->pa", weights, sphere.vertices[sphere.faces[face]])

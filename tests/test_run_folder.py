@@ -69,7 +69,9 @@ def test_another_configuration_runs_its_stage_and_the_later_ones(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("edited", "again"), [("first/copy", ["second", "third"]), ("second.npz", ["third"])])
-def test_what_was_made_from_an_edited_file_is_made_again(tmp_path: Path, photo: Path, edited: str, again: list[str]) -> None:
+def test_what_was_made_from_an_edited_file_is_made_again(
+    tmp_path: Path, photo: Path, edited: str, again: list[str]
+) -> None:
     calls: list[str] = []
     with RunFolder.create(tmp_path / "run", photo) as run:
         chain(run, calls)
@@ -106,7 +108,9 @@ def test_force_makes_everything_again_and_an_interrupted_force_stays_unfinished(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), ValueError])
 @pytest.mark.parametrize("product", ["folder", "file.npz"])
-def test_a_stage_that_breaks_leaves_the_old_product_and_nothing_else(tmp_path: Path, photo: Path, error, product: str) -> None:
+def test_a_stage_that_breaks_leaves_the_old_product_and_nothing_else(
+    tmp_path: Path, photo: Path, error, product: str
+) -> None:
     def good(path: Path) -> None:
         (path / "data" if path.is_dir() else path).write_bytes(b"good")
 
@@ -176,7 +180,9 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path, photo: Path) -
         pass
 
 
-@pytest.mark.parametrize("content", ['{"format": 2, "hdx": "9.0"}', '{"format": "new"}', "{}", "[]", "not json", '{"for'])
+@pytest.mark.parametrize(
+    "content", ['{"format": 2, "hdx": "9.0"}', '{"format": "new"}', "{}", "[]", "not json", '{"for']
+)
 def test_a_newer_or_damaged_record_is_refused(tmp_path: Path, photo: Path, content: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text(content)
@@ -229,7 +235,10 @@ def test_a_product_of_ones_own_place_is_whole_or_absent(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25)
-@given(names=strategies.lists(strategies.sampled_from("abcd"), unique=True, min_size=2), content=strategies.binary(max_size=4))
+@given(
+    names=strategies.lists(strategies.sampled_from("abcd"), unique=True, min_size=2),
+    content=strategies.binary(max_size=4),
+)
 def test_the_hash_of_a_folder_knows_names_and_contents(tmp_path_factory, names: list[str], content: bytes) -> None:
     folder = tmp_path_factory.mktemp("hash")
     for name in names:

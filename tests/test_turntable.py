@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from toy import toy_fit
 
 from hdx_cli.avatars.turntable import cameras_round, frames, views_of
-from toy import toy_fit
 
 
 @pytest.fixture
@@ -19,7 +19,9 @@ def gaussians(toy_avatar):
 
 @pytest.mark.parametrize("elevation_deg", [-30.0, 0.0, 20.0, 60.0])
 @pytest.mark.parametrize("size", [(480, 720), (640, 360), (200, 800)])
-def test_a_turn_holds_the_whole_person_and_wastes_little(gaussians, size: tuple[int, int], elevation_deg: float) -> None:
+def test_a_turn_holds_the_whole_person_and_wastes_little(
+    gaussians, size: tuple[int, int], elevation_deg: float
+) -> None:
     azimuths = torch.arange(12) * (2 * math.pi / 12)
     cameras = cameras_round(gaussians, *size, azimuths, math.radians(elevation_deg))
     pixels, depth = cameras.project(gaussians.means)

@@ -120,7 +120,9 @@ def read_avatar(path: Path) -> Avatar:
     except FileNotFoundError:
         raise InputRejected(f"{tensors}: no such file", code="E_MISSING") from None
     if hashlib.sha256(content).hexdigest() != description.get("sha256"):
-        raise InputRejected(f"{tensors}: does not match its sha256 in {DESCRIPTION}: damaged or edited", code="E_DAMAGED")
+        raise InputRejected(
+            f"{tensors}: does not match its sha256 in {DESCRIPTION}: damaged or edited", code="E_DAMAGED"
+        )
     try:
         arrays = load(content)
         canonical = Gaussians(

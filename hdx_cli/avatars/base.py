@@ -65,7 +65,9 @@ def strongest(weights: Float[np.ndarray, "P J"]) -> tuple[Int[np.ndarray, "P 8"]
 
 
 def blend(
-    joint_indices: Int[np.ndarray, "N 8"], joint_weights: Float[np.ndarray, "N 8"], transforms: Float[np.ndarray, "J 4 4"]
+    joint_indices: Int[np.ndarray, "N 8"],
+    joint_weights: Float[np.ndarray, "N 8"],
+    transforms: Float[np.ndarray, "J 4 4"],
 ) -> Float[np.ndarray, "N 3 4"]:
     """Blended skinning transforms [N 3 4] of every Gaussian (linear blend skinning)."""
     return np.einsum("nk,nkab->nab", joint_weights, transforms[:, :3].astype(np.float32)[joint_indices])

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from ..bodies.base import PARTS, BodyFit, BodyModel, joint_transforms, skin
 from ..camera import Cameras
-from ..gaussians import Gaussians, concatenate, sh_from_rgb
+from ..gaussians import Gaussians, sh_from_rgb
 from ..losses import psnr
 from ..mesh import depth_buffer, vertex_normals
 from ..observation import Observation
@@ -110,9 +110,7 @@ def fit_coarse(
 
     progress.start("surface")
     sheet = surface.lift(buffer, alpha)
-    limb = np.where(
-        ~np.isnan(sheet.depth), model.parts[model.faces[buffer.face[sheet.owner_y, sheet.owner_x], 0]], -1
-    )
+    limb = np.where(~np.isnan(sheet.depth), model.parts[model.faces[buffer.face[sheet.owner_y, sheet.owner_x], 0]], -1)
     detail = np.where(limb == HEAD, 2.5, np.where(limb == HAND, 1.5, 1.0)).astype(np.float32)
     cells = surface.adaptive_cells(rgb, sheet.depth, alpha, detail, round(settings.gaussians * SEEN_SHARE))
     seen = surface.seen_points(sheet, buffer, model.faces, camera, cells)
@@ -131,7 +129,9 @@ def fit_coarse(
         rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, rest_normals, rest.vertices[model.parts == HEAD]
     )
     if slanting.any():
-        hidden_rgb[slanting] = unseen.nearest_seen(hidden.means[slanting], parts[1][slanting], seen.means, parts[0], seen_rgb)
+        hidden_rgb[slanting] = unseen.nearest_seen(
+            hidden.means[slanting], parts[1][slanting], seen.means, parts[0], seen_rgb
+        )
     colours = np.concatenate([seen_rgb, hidden_rgb, seen_rgb[behind_of]])
 
     quats, scales = axes_of_factors(np.concatenate([p.factors for p in points]))
@@ -213,9 +213,7 @@ def _cell_mean(values: np.ndarray, cells: tuple[np.ndarray, np.ndarray, np.ndarr
     total = cv2.integral(np.ascontiguousarray(values, np.float64), sdepth=cv2.CV_64F)
     end_row, end_column = row + size, column + size
     area = (size * size).reshape(-1, *([1] * (values.ndim - 2)))
-    return (
-        total[end_row, end_column] - total[row, end_column] - total[end_row, column] + total[row, column]
-    ) / area
+    return (total[end_row, end_column] - total[row, end_column] - total[end_row, column] + total[row, column]) / area
 
 
 def _cell_colours(rgb: np.ndarray, alpha: np.ndarray, cells: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
@@ -223,7 +221,9 @@ def _cell_colours(rgb: np.ndarray, alpha: np.ndarray, cells: tuple[np.ndarray, n
     return _cell_mean(rgb * weight[..., None], cells) / _cell_mean(weight, cells)[:, None]
 
 
-def _unseen_colours(rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, rest_normals, head_vertices) -> np.ndarray:
+def _unseen_colours(
+    rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, rest_normals, head_vertices
+) -> np.ndarray:
     seen_parts, hidden_parts, _ = parts
     low, high = head_vertices[:, 1].min(), head_vertices[:, 1].max()
     seen_normals = np.einsum("pk,pka->pa", seen.barycentric, rest_normals[seen.vertices])

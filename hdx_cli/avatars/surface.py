@@ -14,7 +14,9 @@ from ..camera import Cameras
 from ..mesh import DepthBuffer, sample_surface, unproject
 
 MATTE_FLOOR = 0.2  # pixels with less of the person in them make no Gaussian
-STEEPEST = 3.0  # longest stretch of a Gaussian along the line of sight, in pixel sizes: steeper is a jump, not a surface
+STEEPEST = (
+    3.0  # longest stretch of a Gaussian along the line of sight, in pixel sizes: steeper is a jump, not a surface
+)
 JUMP_M = 0.04  # neighbouring pixels further apart in depth belong to different limbs
 FLATNESS = 0.25  # thickness of a Gaussian in pixel sizes
 GRAZING_COSINE = 0.35  # the sheet has gaps where the surface turns further from the camera than this
@@ -110,7 +112,9 @@ def _continue_harmonically(depth: np.ndarray, inside: np.ndarray, guess: np.ndar
     values.append(degree + anchor)
     system = sp.csr_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), (count, count))
     start = guess[unknown]
-    solution, _ = sparse_linalg.cg(system, right + anchor * start, x0=start, rtol=1e-6, maxiter=400, M=sp.diags(1 / system.diagonal()))
+    solution, _ = sparse_linalg.cg(
+        system, right + anchor * start, x0=start, rtol=1e-6, maxiter=400, M=sp.diags(1 / system.diagonal())
+    )
     filled = depth.copy()
     filled[unknown] = solution
     return filled
@@ -214,7 +218,10 @@ def seen_points(
     low_y, low_x = row + (size - 1) // 2, column + (size - 1) // 2
     high_y, high_x = row + size // 2, column + size // 2
     depth = 0.25 * (
-        sheet.depth[low_y, low_x] + sheet.depth[low_y, high_x] + sheet.depth[high_y, low_x] + sheet.depth[high_y, high_x]
+        sheet.depth[low_y, low_x]
+        + sheet.depth[low_y, high_x]
+        + sheet.depth[high_y, low_x]
+        + sheet.depth[high_y, high_x]
     )
     right, down = pixel_tangents(sheet.depth, camera)
     right, down = right[low_y, low_x], down[low_y, low_x]

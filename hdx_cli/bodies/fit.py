@@ -358,7 +358,7 @@ def outline_terms(posterior: Posterior, x: Float[np.ndarray, "n"], target: Silho
     robust = reach**2 / (reach**2 + apart**2)
     weights = robust / sigma * math.sqrt(OUTLINE_INFORMATION / len(index)) * OUTLINE_WEIGHT
     unique, inverse = np.unique(index, return_inverse=True)
-    from_margin = (K[:2, 2] - np.array([e.cx, e.cy]) * target.scale)
+    from_margin = K[:2, 2] - np.array([e.cx, e.cy]) * target.scale
     return OutlineTerms(
         points=posterior.rig.vertex_points(unique),
         index=inverse,

@@ -208,9 +208,7 @@ def pose_skeleton(
     return Posed(rotations, translations, turning, centres)
 
 
-def posed_points(
-    points: RiggedPoints, coefficients: Float[np.ndarray, "K"], posed: Posed
-) -> Float[np.ndarray, "P 3"]:
+def posed_points(points: RiggedPoints, coefficients: Float[np.ndarray, "K"], posed: Posed) -> Float[np.ndarray, "P 3"]:
     """Positions [P 3] of rigged points."""
     positions = np.ascontiguousarray(points.sources(coefficients), float)
     return _points(

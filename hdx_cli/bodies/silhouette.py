@@ -104,9 +104,7 @@ class Rendered:
     vertices: Int[np.ndarray, "P"]
 
 
-def render_outline(
-    vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], camera: Cameras
-) -> Rendered:
+def render_outline(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], camera: Cameras) -> Rendered:
     """Render a body given in camera axes and trace it; outline points farther than 3 px from any vertex are dropped."""
     buffer = depth_buffer(vertices, faces, camera)
     K = camera.Ks[0].double().numpy()

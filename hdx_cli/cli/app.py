@@ -25,7 +25,9 @@ app = typer.Typer(
 
 SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "sample.jpg"
 COLOURS = {"white": "#ffffff", "black": "#000000", "transparent": "transparent"}
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", metavar="PATH", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Where to write.", metavar="PATH", show_default=False)
+]
 
 
 def main() -> None:
@@ -53,7 +55,8 @@ def hdx(
 @app.command()
 def create(
     photo: Annotated[
-        Path | None, typer.Argument(help="A photo of one person, or the word `sample`.", metavar="PHOTO", show_default=False)
+        Path | None,
+        typer.Argument(help="A photo of one person, or the word `sample`.", metavar="PHOTO", show_default=False),
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Use the sample photo that comes with hdx.")] = False,
     output: Output = None,
@@ -195,7 +198,9 @@ def export(
 
     with session(Console(json=json, quiet=quiet, verbose=verbose)) as console:
         if output is not None and output.suffix.lower() != ".ply":
-            raise UsageError(f"-o {output}: hdx writes .ply files", hint=f"hdx export {run} -o {output.with_suffix('.ply')}")
+            raise UsageError(
+                f"-o {output}: hdx writes .ply files", hint=f"hdx export {run} -o {output.with_suffix('.ply')}"
+            )
         with RunFolder.open(run, force=force) as folder:
             made = stages.export_ply(folder, output, up=up, sh_degree=sh_pad)
         console.result({"ply": str(made.path), "seconds": made.seconds}, [str(made.path)], str(made.path))
@@ -204,7 +209,9 @@ def export(
 @app.command()
 def check(
     photo: Annotated[Path, typer.Argument(help="The photo to look at.", metavar="PHOTO", show_default=False)],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Draw what was found into this image.", metavar="PATH")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Draw what was found into this image.", metavar="PATH")
+    ] = None,
     person: opt.Person = None,
     mask: opt.Mask = None,
     json: opt.Json = False,
@@ -286,7 +293,12 @@ def _note(console: Console, what: str, made: Any) -> None:
 def _print_run(run: Any, console: Console) -> None:
     from .. import stages
 
-    results = {"avatar": stages.AVATAR, "ply": stages.PLY, "turntable": "exports/turntable.mp4", "preview": stages.PREVIEW}
+    results = {
+        "avatar": stages.AVATAR,
+        "ply": stages.PLY,
+        "turntable": "exports/turntable.mp4",
+        "preview": stages.PREVIEW,
+    }
     made_of = {"avatar": "coarse"}  # what the record is called where it is not the path
     paths = {name: str(run.path / path) for name, path in results.items() if run.is_current(made_of.get(name, path))}
     record = run.record("coarse")

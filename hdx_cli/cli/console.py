@@ -147,14 +147,18 @@ def _explained(error: BaseException) -> HdxError:
         return ResourceError(f"{where}{os.strerror(error.errno)}", code="E_DISK")
     text = " ".join(str(error).split()) or "no message"
     return HdxError(
-        f"unexpected {type(error).__name__}: {text[:300]}", hint="run again with -v for the traceback", code="E_UNEXPECTED"
+        f"unexpected {type(error).__name__}: {text[:300]}",
+        hint="run again with -v for the traceback",
+        code="E_UNEXPECTED",
     )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno == errno.ENOMEM) or (
         isinstance(error, RuntimeError)
-        and any(words in str(error).lower() for words in ("out of memory", "not enough memory", "can't allocate memory"))
+        and any(
+            words in str(error).lower() for words in ("out of memory", "not enough memory", "can't allocate memory")
+        )
     )
 
 

@@ -36,7 +36,9 @@ def size(value: str) -> str:
     return f"{width}x{height}"
 
 
-Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.", callback=one_of(*DEVICES))]
+Device = Annotated[
+    str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.", callback=one_of(*DEVICES))
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the result.")]
@@ -52,7 +54,9 @@ Matting = Annotated[
     str | None,
     typer.Option("--matting", help="How to cut out: default or birefnet.", metavar="NAME", callback=one_of(*MATTINGS)),
 ]
-Gender = Annotated[str | None, typer.Option("--gender", help="Body: female, male or neutral.", callback=one_of(*GENDERS))]
+Gender = Annotated[
+    str | None, typer.Option("--gender", help="Body: female, male or neutral.", callback=one_of(*GENDERS))
+]
 HeightM = Annotated[float | None, typer.Option("--height-m", help="Standing height in metres.", min=0.4, max=2.6)]
 Build = Annotated[
     str | None, typer.Option("--build", help="Body: slim, average, athletic or heavy.", callback=one_of(*BUILDS))
@@ -66,5 +70,7 @@ Iterations = Annotated[int | None, typer.Option("--iterations", help="Optimisati
 Seconds = Annotated[float, typer.Option("--seconds", help="Length of one turn.", min=0.1, max=120.0)]
 Fps = Annotated[float, typer.Option("--fps", help="Frames per second.", min=1.0, max=60.0)]
 Size = Annotated[str, typer.Option("--size", help="Picture size in pixels, even.", metavar="WxH", callback=size)]
-Background = Annotated[str, typer.Option("--background", help="white, black, #rrggbb or transparent.", metavar="COLOUR")]
+Background = Annotated[
+    str, typer.Option("--background", help="white, black, #rrggbb or transparent.", metavar="COLOUR")
+]
 Elevation = Annotated[float, typer.Option("--elevation-deg", help="Height of the camera.", min=-80.0, max=80.0)]

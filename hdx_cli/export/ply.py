@@ -42,12 +42,15 @@ def write_ply(path: Path, gaussians: Gaussians, *, sh_degree: int | None = None,
     if up not in UP_AXES:
         raise UsageError(f"--up {up}: choose one of {', '.join(UP_AXES)}")
     means, quats, scales, opacities, sh = (
-        getattr(gaussians, name).detach().cpu().double().numpy() for name in ("means", "quats", "scales", "opacities", "sh")
+        getattr(gaussians, name).detach().cpu().double().numpy()
+        for name in ("means", "quats", "scales", "opacities", "sh")
     )
     own_bases = sh.shape[1]
     bases = own_bases if sh_degree is None else (sh_degree + 1) ** 2
     if bases < own_bases:
-        raise UsageError(f"--sh-pad {sh_degree}: the avatar has {own_bases} harmonics per colour, more than that degree holds")
+        raise UsageError(
+            f"--sh-pad {sh_degree}: the avatar has {own_bases} harmonics per colour, more than that degree holds"
+        )
     if up != "y":
         if own_bases > 1:
             raise UsageError(f"--up {up}: view-dependent colours cannot be turned; export with --up y")

@@ -20,7 +20,11 @@ WITH_ALPHA = ("webm", "gif", "png")
 # What each encoder is asked for. crf is its own quality scale; the values look clean on skin and cloth at 480 x 720.
 ENCODERS = {
     "mp4": ("libx264", "yuv420p", ["-crf", "18", "-preset", "veryfast", "-movflags", "+faststart"]),
-    "webm": ("libvpx-vp9", "yuva420p", ["-crf", "30", "-b:v", "0", "-deadline", "realtime", "-cpu-used", "5", "-row-mt", "1"]),
+    "webm": (
+        "libvpx-vp9",
+        "yuva420p",
+        ["-crf", "30", "-b:v", "0", "-deadline", "realtime", "-cpu-used", "5", "-row-mt", "1"],
+    ),
 }
 
 Frame = UInt8[np.ndarray, "H W C"]  # sRGB, with straight alpha where C = 4
@@ -54,10 +58,33 @@ def write_video(path: Path, frames: Iterable[Frame], *, size: tuple[int, int], f
 def _encode(path: Path, frames: Iterable[Frame], size: tuple[int, int], fps: float, format: str) -> int:
     codec, pixels, options = ENCODERS[format]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgba"]
-    command += ["-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "-", "-an", "-c:v", codec, "-pix_fmt", pixels, *options]
+    command += [
+        "-s",
+        f"{size[0]}x{size[1]}",
+        "-r",
+        f"{fps:g}",
+        "-i",
+        "-",
+        "-an",
+        "-c:v",
+        codec,
+        "-pix_fmt",
+        pixels,
+        *options,
+    ]
     # ffmpeg converts RGB with BT.601 unless told; players assume BT.709 for what carries no note, so do both
     command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv"]
-    command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv", str(path)]
+    command += [
+        "-colorspace",
+        "bt709",
+        "-color_primaries",
+        "bt709",
+        "-color_trc",
+        "bt709",
+        "-color_range",
+        "tv",
+        str(path),
+    ]
     count = 0
     with tempfile.TemporaryFile() as words:
         # a session of its own: Ctrl-C is for us, and we decide what becomes of the film

@@ -35,7 +35,10 @@ def true_cameras_in_avatar_world(
 
 
 def view_scores(
-    image: Float[Tensor, "H W 3"], alpha: Float[Tensor, "H W"], true_image: Float[Tensor, "H W 3"], true_alpha: Float[Tensor, "H W"]
+    image: Float[Tensor, "H W 3"],
+    alpha: Float[Tensor, "H W"],
+    true_image: Float[Tensor, "H W 3"],
+    true_alpha: Float[Tensor, "H W"],
 ) -> dict[str, float]:
     """Scores of one view over white: PSNR over the frame and inside the union of both masks (dB), SSIM, mask IoU."""
     union: Bool[Tensor, "H W"] = (alpha > 0.5) | (true_alpha > 0.5)

@@ -34,7 +34,9 @@ TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 
 
 def load(person: Path) -> tuple[list[np.ndarray], Cameras]:
-    images = [np.asarray(Image.open(person / f"{view:02d}.png").convert("RGBA"), np.float32) / 255 for view in range(18)]
+    images = [
+        np.asarray(Image.open(person / f"{view:02d}.png").convert("RGBA"), np.float32) / 255 for view in range(18)
+    ]
     cams = np.load(person / "cams.npz")
     viewmats = np.tile(np.eye(4, dtype=np.float32), (18, 1, 1))
     viewmats[:, :3, :3] = cams["R"] @ TO_Y_UP.T

@@ -50,7 +50,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 facts, wall, cpu, peak = create(photo, Path(folder) / "run")
             stages = ", ".join(f"{Path(name).name} {seconds:.1f}" for name, seconds in facts["seconds"].items())
-            print(f"{Path(photo).name} run {run + 1}: {wall:.1f} s wall, {cpu:.1f} s CPU, {peak:.2f} GB peak ({stages})")
+            print(
+                f"{Path(photo).name} run {run + 1}: {wall:.1f} s wall, {cpu:.1f} s CPU, {peak:.2f} GB peak ({stages})"
+            )
         print("  " + ", ".join(f"{name} {value:.3g}" for name, value in facts["scores"].items()))
 
 
