@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it: tests share their cores with processes
 
 # jaxtyping and beartype check the annotations of every module on every call under pytest, save these: what numba compiles,
 # which a decorator would break; losses, which refuses shapes that do not match with words of its own; and the command line,
