@@ -41,7 +41,7 @@ class Settings:
     """
 
     gaussians: int = 100_000
-    iterations: int = 60
+    iterations: int = 120
     max_side_px: int = 1024
 
 
