@@ -96,6 +96,17 @@ def test_small_and_blurred_people(photo):
     assert "W_BLURRED" in codes(examine(blurred)[1])
 
 
+def test_drawings_and_statues_are_told_and_photos_are_not(photo, observed):
+    """No cartoon is at hand: the sample in even patches of eight levels stands in for one, a grey person for a statue."""
+    assert "W_OUT_OF_DOMAIN" not in codes(observed[1])
+    even = cv2.pyrMeanShiftFiltering((photo.rgb * 255).astype(np.uint8), 12, 30).astype(np.float32) / 255
+    assert "W_OUT_OF_DOMAIN" in codes(examine(Photo(np.round(even * 8) / 8))[1])
+    grey = np.repeat(photo.rgb.mean(axis=2, keepdims=True), 3, axis=2)
+    person = cv2.dilate((observed[0].alpha > 0.1).astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
+    assert "W_OUT_OF_DOMAIN" in codes(examine(Photo(np.where(person[..., None], grey, photo.rgb)))[1])
+    assert "W_OUT_OF_DOMAIN" not in codes(examine(Photo(grey))[1])
+
+
 def test_blur_grows_with_blur_and_not_with_size(photo, observed):
     area = observed[0].alpha
     values = [blur(cv2.GaussianBlur(photo.rgb, (0, 0), sigma), area, 820) for sigma in (0.5, 1, 2, 4, 8)]

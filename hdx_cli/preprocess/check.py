@@ -31,6 +31,10 @@ SITTING_DEG = 50.0
 WIDE_ARM_DEG = 75.0
 # Crete measure at 512 px per height: sharp photos .29 to .38; blurred with sigma 1, 2, 3 px .5, .73, .84.
 BLURRED = 0.7
+# Photos and rendered people 0 to .02; the same made into eight-level cartoons .15 to .59. No real cartoons were at hand.
+FLAT = 0.12
+# CIE Lab chroma below which nothing has a colour; the least colourful person in black measured 2.2 before no background.
+GREY_CHROMA = 2.0
 # On a group photo .10 for a person who stands clear, .30 and more for those who hide one another.
 TOUCHING = 0.2
 
@@ -93,6 +97,7 @@ def check(photo: Photo, detection: PoseDetection, alpha: Float32[np.ndarray, "H 
         *_view(person.keypoints),
         *_stance(person.keypoints),
         *_sharpness(photo, detection),
+        *_domain(photo, detection),
         *masked,
     ]
     boxed = [replace(finding, box=person.box) for finding in findings]
@@ -142,6 +147,22 @@ def blur(rgb: Float32[np.ndarray, "H W 3"], area: Float32[np.ndarray, "H W"], he
         if variation[where].sum() > 0:
             worst = max(worst, float(1 - lost[where].sum() / variation[where].sum()))
     return worst
+
+
+def flatness(rgb: Float32[np.ndarray, "H W 3"], area: Float32[np.ndarray, "H W"], height_px: float) -> float:
+    """Share of an area, neither black nor white, in which nothing varies from pixel to pixel, at 512 px per body height.
+
+    Drawings are filled with even colours; photographs and skin and cloth never are.
+    """
+    scale = min(1.0, GOOD_HEIGHT_PX / height_px)
+    shape = max(16, round(rgb.shape[0] * scale)), max(16, round(rgb.shape[1] * scale))
+    small = np.clip(resize(rgb, *shape), 0, 1)
+    inside = cv2.erode((resize(area, *shape) > 0.9).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    lightness = cv2.cvtColor(small, cv2.COLOR_RGB2LAB)[..., 0]
+    inside &= (lightness > 25) & (lightness < 96)
+    window = np.ones((3, 3), np.uint8)
+    varies = (cv2.dilate(small, window) - cv2.erode(small, window)).max(axis=-1) > 1.5 / 255
+    return float(1 - varies[inside].mean()) if inside.any() else 0.0
 
 
 def draw_overlay(photo: Photo, detection: PoseDetection, findings: list[Finding]) -> Float32[np.ndarray, "H W 3"]:
@@ -260,6 +281,24 @@ def _sharpness(photo: Photo, detection: PoseDetection) -> list[Finding]:
     measured = blur(photo.rgb, (person.probability > 0.5).astype(np.float32), body_height_px_of(person))
     if measured > BLURRED:
         return [Finding("W_BLURRED", "warn", f"the person is out of focus or moved (blur {measured:.2f} of 1)")]
+    return []
+
+
+def _domain(photo: Photo, detection: PoseDetection) -> list[Finding]:
+    """What gives away a drawing, or a statue in a coloured photo; neither a child nor a good mannequin is told."""
+    person, height_px = detection.person, body_height_px_of(detection.person)
+    area = person.probability > 0.5
+    sharp = blur(photo.rgb, area.astype(np.float32), height_px) <= BLURRED
+    if sharp and flatness(photo.rgb, area.astype(np.float32), height_px) > FLAT:
+        message = "even colours as in a drawing; face and proportions will be those of a real person"
+        return [Finding("W_OUT_OF_DOMAIN", "warn", message)]
+    lab = cv2.cvtColor(np.clip(photo.rgb, 0, 1), cv2.COLOR_RGB2LAB)
+    chroma = np.hypot(lab[..., 1], lab[..., 2])
+    if area.any() and not area.all():
+        colourless = np.percentile(chroma[area], 90) < GREY_CHROMA
+        if colourless and np.percentile(chroma[~area], 90) > 3 * GREY_CHROMA:
+            message = "no colour on the person in a coloured photo; a statue or a mannequin?"
+            return [Finding("W_OUT_OF_DOMAIN", "warn", message)]
     return []
 
 
