@@ -213,8 +213,9 @@ def hair(
 ) -> Float[np.ndarray, "Q 3"]:
     """Colours [Q 3] for unseen points of the head.
 
-    Lenders are the seen points of the head that are not face. Where the crown's colour differs from the face's, lower lenders
-    that look like the face (ears, jaw) are left out too. What is nearest to the far side is the rim that the photo shows of it, so the rim's colours meet behind.
+    Lenders are the seen points of the head that are not face: the upper ones, and of the lower ones those whose colour is
+    unlike the face's and more like the crown's (long hair, and not ears or jaw). What is nearest to the far side is the rim
+    that the photo shows of it, so the rim's colours meet behind.
 
     Args:
         points: unseen points in the rest pose [Q 3]; lenders, colours: seen points of the head [P 3].
@@ -226,11 +227,12 @@ def hair(
     if crown.sum() > 20 and face.sum() > 20:
         lab = cv2.cvtColor(np.clip(colours, 0, 1).astype(np.float32)[None], cv2.COLOR_RGB2LAB)[0]
         crown_lab, face_lab = np.median(lab[crown], axis=0), np.median(lab[face], axis=0)
+        # what lies high is hair or hat whatever its colour: a straw hat looks much like skin
+        usable &= lenders[:, 1] > 0.6 * crown_m + 0.4 * centre_m[1]
         if np.linalg.norm(crown_lab - face_lab) > DISTINCT_LAB:
             distinct = max(DISTINCT_LAB, 0.5 * np.linalg.norm(crown_lab - face_lab))
-            # what lies high is hair or hat whatever its colour: a straw hat looks much like skin
-            high = lenders[:, 1] > 0.6 * crown_m + 0.4 * centre_m[1]
-            usable = usable & (high | (np.linalg.norm(lab - face_lab, axis=1) > distinct))
+            from_face, from_crown = (np.linalg.norm(lab - colour, axis=1) for colour in (face_lab, crown_lab))
+            usable |= ~face & (from_face > distinct) & (from_crown < from_face)
     if usable.sum() < 20:
         usable = crown if crown.sum() >= 20 else np.ones(len(lenders), bool)
     neighbours = min(HAIR_NEIGHBOURS, int(usable.sum()))
