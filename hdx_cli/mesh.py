@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 
 from .camera import Cameras
+from .jit import jit
 
 NEAR_M = 1e-3
 
@@ -33,7 +33,7 @@ class DepthBuffer:
         return self.face >= 0
 
 
-@numba.njit(cache=True)
+@jit
 def _fill(pixels, depths, faces, depth, face, barycentric):
     height, width = depth.shape
     for f in range(faces.shape[0]):

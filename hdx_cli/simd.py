@@ -13,12 +13,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from .jit import jit
 
 WIDTH = 8
 f4 = np.float32
@@ -31,10 +32,7 @@ _FAST_MATH = ("nsz", "arcp", "contract")
 def kernel(function: Callable) -> Callable:
     """Compiles ``function`` with numba: without the GIL, machine code kept on disk where it can be."""
     options = dict(nogil=True, error_model="numpy", boundscheck=False, fastmath=set(_FAST_MATH))
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the package folder nor the user's cache folder can be written
-        return numba.njit(**options)(function)
+    return jit(function, **options)
 
 
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hdx_cli"
 # Plain types and maths: they import one another and no component.
 PLAIN = {
-    "geometry", "camera", "gaussians", "images", "observation", "errors", "progress", "mesh", "losses", "simd", "ssim_kernel",
+    "geometry", "camera", "gaussians", "images", "observation", "errors", "progress", "mesh", "losses", "jit", "simd", "ssim_kernel",
     "threads",
 }  # fmt: skip
 COMPONENTS = {"preprocess", "bodies", "rasterize", "avatars", "humanfixer", "motion", "export"}

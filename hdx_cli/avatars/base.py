@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..bodies.base import Body, BodyPose, RestBody, joint_transforms
 from ..gaussians import Gaussians
+from ..jit import jit
 
 INFLUENCES = 8
 
@@ -123,7 +123,7 @@ def axes_of_factors(
     return quats, scales
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _orthogonalise(factors, quats, scales):
     # Elements one by one: numba takes seconds to compile what copies, compares or reduces whole arrays.
     m, lengths = np.empty((3, 3)), np.empty(3)
@@ -191,7 +191,7 @@ def _orthogonalise(factors, quats, scales):
         _quaternion(m, quats, n)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _quaternion(m, quats, n):
     """Rotation matrix to wxyz, dividing by the largest of the four components (Shepperd 1978)."""
     trace = m[0, 0] + m[1, 1] + m[2, 2]

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
+
+from ..jit import jit
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Posed:
 
 
 # Plain loops that write into their last argument: numba compiles array expressions and assignments ten times slower.
-@njit(cache=True)
+@jit
 def _product(a, b, out):
     """out = a @ b."""
     for i in range(a.shape[0]):
@@ -78,7 +79,7 @@ def _product(a, b, out):
             out[i, j] = total
 
 
-@njit(cache=True)
+@jit
 def _exponential(w, rotation, left):
     """exp(w) and the left Jacobian of SO(3) at w (Sola et al. 2018, Eq. 132 and 145)."""
     squared = w[0] * w[0] + w[1] * w[1] + w[2] * w[2]
@@ -99,7 +100,7 @@ def _exponential(w, rotation, left):
             left[i, j] = one + b * cross + c * square
 
 
-@njit(cache=True)
+@jit
 def _pose(rotvecs, root_rotation, joints, translation, parents, rotations, translations, turning, centres):
     turn, left = np.empty((3, 3)), np.empty((3, 3))
     for j in range(len(parents)):
@@ -122,7 +123,7 @@ def _pose(rotvecs, root_rotation, joints, translation, parents, rotations, trans
                 translations[j, a] -= rotations[j, a, b] * joints[j, b]
 
 
-@njit(cache=True)
+@jit
 def _points(point, joint, source, mass, weight, positions, rotations, translations, count):
     out = np.zeros((count, 3))
     for e in range(len(point)):
@@ -135,7 +136,7 @@ def _points(point, joint, source, mass, weight, positions, rotations, translatio
     return out
 
 
-@njit(cache=True)
+@jit
 def _translations_jacobian(rotations, joints_jacobian, parents, out):
     """d translations / d shape [J 3 S] of the skinning transforms at a fixed pose.
 
@@ -152,7 +153,7 @@ def _translations_jacobian(rotations, joints_jacobian, parents, out):
                 out[j, a, s] = total
 
 
-@njit(cache=True)
+@jit
 def _points_jacobian(
     point, joint, source, mass, weight, positions, positions_jacobian, rotations, translations, translations_jacobian,
     centres, velocities, first_parameter, parameter_count, parents, count, pose_size,
