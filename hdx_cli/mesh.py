@@ -68,14 +68,24 @@ def _fill(pixels, depths, faces, depth, face, barycentric):
 
 def depth_buffer(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], camera: Cameras) -> DepthBuffer:
     """Rasterise a mesh in world coordinates (metres) into one camera (C = 1); both sides of a triangle count."""
-    viewmat, K = camera.viewmats[0].double().numpy(), camera.Ks[0].double().numpy()
-    in_camera = vertices @ viewmat[:3, :3].T + viewmat[:3, 3]
-    homogeneous = in_camera @ K.T
-    pixels = homogeneous[:, :2] / np.maximum(homogeneous[:, 2:], NEAR_M)
+    pixels, depths = project(vertices, camera)
     shape = (camera.height, camera.width)
     buffer = DepthBuffer(np.full(shape, np.inf), np.full(shape, -1, np.int32), np.zeros((*shape, 2)))
-    _fill(pixels, in_camera[:, 2], faces, buffer.depth, buffer.face, buffer.barycentric)
+    _fill(pixels, depths, faces, buffer.depth, buffer.face, buffer.barycentric)
     return buffer
+
+
+def project(
+    points: Float[np.ndarray, "P 3"], camera: Cameras
+) -> tuple[Float[np.ndarray, "P 2"], Float[np.ndarray, "P"]]:
+    """World points to pixels [P 2] and depths along the optical axis [P] in metres of one camera (C = 1), in float64.
+
+    Points nearer than ``NEAR_M``, or behind the camera, are projected as if they were that far.
+    """
+    viewmat, K = camera.viewmats[0].double().numpy(), camera.Ks[0].double().numpy()
+    in_camera = points @ viewmat[:3, :3].T + viewmat[:3, 3]
+    homogeneous = in_camera @ K.T
+    return homogeneous[:, :2] / np.maximum(homogeneous[:, 2:], NEAR_M), in_camera[:, 2]
 
 
 def unproject(

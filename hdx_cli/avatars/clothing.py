@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from ..bodies.base import PARTS
 from ..camera import Cameras
-from ..mesh import depth_buffer, uniform_laplacian, vertex_normals
+from ..mesh import depth_buffer, project, uniform_laplacian, vertex_normals
 
 INWARD_M, OUTWARD_M = -0.03, 0.13  # a fitted body is at most this much too fat; a coat or a hairdo sticks out this far
 SHOE_M = 0.035  # a shoe is this much larger than its foot
@@ -64,11 +64,10 @@ def displacement(
         return delta
 
     normals = vertex_normals(vertices, faces)
-    viewmat, K = camera.viewmats[0].double().numpy(), camera.Ks[0].double().numpy()
-    start_px, start_depth = _project(vertices, viewmat, K)
+    start_px, start_depth = project(vertices, camera)
     # pixels that one metre along the normal moves a vertex in the image
-    normals_px = (_project(vertices + 1e-3 * normals, viewmat, K)[0] - start_px) / 1e-3
-    px_per_m = K[0, 0] / start_depth
+    normals_px = (project(vertices + 1e-3 * normals, camera)[0] - start_px) / 1e-3
+    px_per_m = camera.Ks[0, 0, 0].item() / start_depth
 
     face_front = (parts == PARTS.index("head")) & (facing > 0.1)
     hands = parts == PARTS.index("hand")
@@ -83,7 +82,7 @@ def displacement(
         body_outline = _outline(buffer.covered)
         if len(body_outline) < 16:
             break
-        moved_px, _ = _project(moved, viewmat, K)
+        moved_px, _ = project(moved, camera)
         visible = np.unique(faces[np.unique(buffer.face[buffer.covered])])
         distance, nearest = cKDTree(moved_px[visible]).query(body_outline[:, :2])
         keep = distance < 4.0
@@ -111,12 +110,6 @@ def displacement(
         delta = sparse_linalg.spsolve(system, right, permc_spec="MMD_AT_PLUS_A")
         delta = np.clip(delta, INWARD_M, outward_limit)
     return delta
-
-
-def _project(points: np.ndarray, viewmat: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    in_camera = points @ viewmat[:3, :3].T + viewmat[:3, 3]
-    homogeneous = in_camera @ K.T
-    return homogeneous[:, :2] / homogeneous[:, 2:], in_camera[:, 2]
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ This is the coarse avatar A_c = GS(I_R, theta) of HumanDreamer-X (arXiv 2504.035
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -175,7 +175,7 @@ def fit_coarse(
     )  # fmt: skip
     scores = {**fit.scores, **photo_scores(avatar.gaussians(), camera, target_rgb, target_alpha)}
     scores["seen_gaussians"] = float(seen_share.mean())
-    return Avatar(**{**vars(avatar), "scores": scores})
+    return replace(avatar, scores=scores)
 
 
 def photo_scores(

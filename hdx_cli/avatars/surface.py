@@ -11,7 +11,7 @@ import scipy.sparse.linalg as sparse_linalg
 from jaxtyping import Float, Int
 
 from ..camera import Cameras
-from ..mesh import DepthBuffer, sample_surface, unproject
+from ..mesh import DepthBuffer, project, sample_surface, unproject
 
 MATTE_FLOOR = 0.2  # pixels with less of the person in them make no Gaussian
 STEEPEST = (
@@ -259,28 +259,27 @@ def unseen_points(
     means = np.einsum("pk,pka->pa", barycentric, vertices[triangles])
     normals = np.einsum("pk,pka->pa", barycentric, normals[triangles])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
-    viewmat, K = camera.viewmats[0].double().numpy(), camera.Ks[0].double().numpy()
-    in_camera = means @ viewmat[:3, :3].T + viewmat[:3, 3]
-    pixels = (in_camera @ K.T)[:, :2] / in_camera[:, 2:]
+    pixels, depth = project(means, camera)
+    pixel_m = depth / camera.Ks[0, 0, 0].item()
     height, width = alpha.shape
     framed = (pixels[:, 0] >= 0) & (pixels[:, 1] >= 0) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
     column, row = (np.clip(pixels[:, k].astype(int), 0, side - 1) for k, side in ((0, width), (1, height)))
     distance_px = signed_distance(alpha)
     inside_px = distance_px[row, column]
-    outside = framed & (inside_px * in_camera[:, 2] / K[0, 0] < -OVERHANG_M)
+    outside = framed & (inside_px * pixel_m < -OVERHANG_M)
     rays = camera.positions()[0].double().numpy() - means
     cosine = np.einsum("pa,pa->p", normals, rays / np.linalg.norm(rays, axis=1, keepdims=True))
-    hidden = (in_camera[:, 2] > buffer.depth[row, column] + 0.01) | (cosine < 0) | ~framed
+    hidden = (depth > buffer.depth[row, column] + 0.01) | (cosine < 0) | ~framed
     unseen = ~outside & (hidden | (cosine < GRAZING_COSINE))
 
     corners = vertices[faces]
     area = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1).sum()
     radius = 0.7 * np.sqrt(area / (2 * count))
     # a disc across the outline would paint a rim round the person: move it inwards until it ends at the matte's edge
-    pixel_m = in_camera[:, 2] / K[0, 0]
     move = np.clip(RIM * radius - inside_px * pixel_m, 0.0, OVERHANG_M + 2 * radius) * framed
+    right, down = camera.viewmats[0, :2, :3].double().numpy()
     slope_y, slope_x = np.gradient(cv2.GaussianBlur(distance_px, (0, 0), 1.5))
-    inwards = slope_x[row, column, None] * viewmat[0, :3] + slope_y[row, column, None] * viewmat[1, :3]
+    inwards = slope_x[row, column, None] * right + slope_y[row, column, None] * down
     means = means + move[:, None] * inwards / np.maximum(np.linalg.norm(inwards, axis=1, keepdims=True), 1e-6)
     factors = discs(normals, radius, 0.25 * radius)
     return Points(means, factors, normals, pixels, triangles, barycentric).select(unseen), ~hidden[unseen]

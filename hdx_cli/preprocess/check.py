@@ -129,15 +129,22 @@ def limb_angles_deg(keypoints: Keypoints, start: str, end: str) -> Float[np.ndar
     return np.array(angles)
 
 
+def _at_good_height(
+    image: np.ndarray, area: Float32[np.ndarray, "H W"], height_px: float, margin_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and the inside of an area, reduced to ``GOOD_HEIGHT_PX`` per body height where it is more."""
+    scale = min(1.0, GOOD_HEIGHT_PX / height_px)
+    shape = max(16, round(image.shape[0] * scale)), max(16, round(image.shape[1] * scale))
+    window = np.ones((2 * margin_px + 1, 2 * margin_px + 1), np.uint8)
+    return resize(image, *shape), cv2.erode((resize(area, *shape) > 0.9).astype(np.uint8), window) > 0
+
+
 def blur(rgb: Float32[np.ndarray, "H W 3"], area: Float32[np.ndarray, "H W"], height_px: float) -> float:
     """Perceived blur of an area in [0, 1] at 512 px per body height (Crete et al. 2007).
 
     Blurring a sharp image once more takes much of the variation between neighbours away, blurring a blurred one little.
     """
-    scale = min(1.0, GOOD_HEIGHT_PX / height_px)
-    shape = max(16, round(rgb.shape[0] * scale)), max(16, round(rgb.shape[1] * scale))
-    grey = resize(rgb.mean(axis=2), *shape)
-    inside = cv2.erode((resize(area, *shape) > 0.9).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    grey, inside = _at_good_height(rgb.mean(axis=2), area, height_px, margin_px=1)
     worst = 0.0
     for axis, kernel in ((0, (1, 9)), (1, (9, 1))):
         variation = np.abs(np.diff(grey, axis=axis))
@@ -154,10 +161,8 @@ def flatness(rgb: Float32[np.ndarray, "H W 3"], area: Float32[np.ndarray, "H W"]
 
     Drawings are filled with even colours; photographs and skin and cloth never are.
     """
-    scale = min(1.0, GOOD_HEIGHT_PX / height_px)
-    shape = max(16, round(rgb.shape[0] * scale)), max(16, round(rgb.shape[1] * scale))
-    small = np.clip(resize(rgb, *shape), 0, 1)
-    inside = cv2.erode((resize(area, *shape) > 0.9).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    small, inside = _at_good_height(rgb, area, height_px, margin_px=2)
+    small = np.clip(small, 0, 1)
     lightness = cv2.cvtColor(small, cv2.COLOR_RGB2LAB)[..., 0]
     inside &= (lightness > 25) & (lightness < 96)
     window = np.ones((3, 3), np.uint8)
