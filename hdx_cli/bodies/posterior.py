@@ -6,7 +6,7 @@ the camera's pitch (how far it looks down, radians) and the translation of the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -315,10 +315,6 @@ class Posterior:
             if cost - trial_cost < 1e-4 * cost:
                 break
         return x
-
-    def with_evidence(self, **changes) -> Posterior:
-        """The same posterior with some of the evidence replaced."""
-        return replace(self, evidence=replace(self.evidence, **changes))
 
 
 def _forward(pitch: float) -> Float[np.ndarray, "3"]:

@@ -10,8 +10,6 @@ import numpy as np
 
 from ..simd import WIDTH, f4, gather, get, keep, kernel, load, maximum, scatter, splat, sqrt, store
 
-BASES = (1, 4, 9, 16)  # of degree 0, 1, 2, 3
-
 _C0 = f4(0.28209479177387814)
 _C1 = f4(0.4886025119029199)
 _C2_XY, _C2_Z, _C2_XX = f4(1.0925484305920792), f4(0.31539156525252005), f4(0.5462742152960396)
