@@ -14,7 +14,7 @@ PACKAGE = ROOT / "hdx_cli"
 # Plain types and maths: they import one another and no component.
 PLAIN = {
     "geometry", "camera", "gaussians", "images", "observation", "errors", "progress", "mesh", "losses", "jit", "simd", "ssim_kernel",
-    "threads",
+    "threads", "weights",
 }  # fmt: skip
 COMPONENTS = {"preprocess", "bodies", "rasterize", "avatars", "humanfixer", "motion", "export"}
 # Everything else that a component may import besides the plain modules and itself.

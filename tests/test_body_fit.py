@@ -21,7 +21,7 @@ from hdx_cli.bodies.fit import (
     vertices_in_camera,
 )
 from hdx_cli.bodies.posterior import Terms
-from hdx_cli.bodies.rig import DIRECTIONS, mirrored_directions, mirrored_landmarks
+from hdx_cli.bodies.rig import DIRECTIONS, direction_matrix, mirrored_directions, mirrored_landmarks
 from hdx_cli.bodies.silhouette import silhouette_of
 from hdx_cli.errors import InputRejected, UsageError
 from hdx_cli.geometry import rigid_alignment, rotvecs_to_matrices
@@ -38,14 +38,20 @@ SITTING = {"left_hip_x": -1.4, "right_hip_x": -1.5, "left_knee": 1.4, "right_kne
 
 @lru_cache
 def rig():
-    return anny_rig(anny.load(), uncalibrated())
+    return anny_rig(anny.load(), uncalibrated(), lifting=False)
+
+
+def observation_of(keypoints: Keypoints) -> Observation:
+    """Landmarks in a photo that shows nothing."""
+    blank = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    return Observation(Photo(blank, None, FOCAL), blank[..., 0], blank, keypoints)
 
 
 @lru_cache
 def photo_of(pose: str, yaw_rad: float = 0.3, pitch_rad: float = 0.07, crop: bool = False):
     """Observation of a known body, and its true joints in camera axes; landmarks are exact."""
     blank = Keypoints(np.ones((33, 3), np.float32), np.random.default_rng(0).normal(size=(33, 3)).astype(np.float32))
-    evidence = gather_evidence(rig(), blank, WIDTH, HEIGHT, FOCAL, BodyPriors())
+    evidence = gather_evidence(rig(), observation_of(blank), FOCAL, BodyPriors())
     facing_camera = np.diag([1.0, -1.0, -1.0])
     root = (
         rotvecs_to_matrices(np.array([pitch_rad, 0, 0]))
@@ -197,3 +203,27 @@ def test_mirroring_twice_is_nothing():
     np.testing.assert_array_equal(landmarks[landmarks], np.arange(len(landmarks)))
     np.testing.assert_array_equal(directions[directions], np.arange(len(DIRECTIONS)))
     np.testing.assert_array_equal(sign * sign[directions], 1)
+
+
+def test_directions_of_the_lifting_network_replace_the_detectors():
+    """A detector whose depths are all wrong is overruled by a network that tells the truth."""
+    observation, true = photo_of("standing")
+    world = observation.keypoints.world.copy()
+    world[25:33, 2] *= -3  # legs bent the wrong way
+    wrong = replace(observation, keypoints=replace(observation.keypoints, world=world))
+
+    def lifting(seen, focal_px, directions):
+        assert seen is wrong and focal_px == FOCAL
+        vectors = (rig_directions @ np.asarray(observation.keypoints.world, float))[: len(directions)]
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.full_like(directions, 0.02)
+
+    rig_directions = direction_matrix()[:, :33]
+    misled, helped = (
+        np.linalg.norm(rigid_alignment(joints_in_world(fit), true) - true, axis=1).mean()
+        for fit, _, _ in (
+            fit_rig(rig(), wrong, BodyPriors()),
+            fit_rig(replace(rig(), lifting=lifting), wrong, BodyPriors()),
+        )
+    )
+    assert helped < 0.02  # as with exact measurements
+    assert helped < 0.7 * misled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from .rig import (
     LANDMARKS,
     Calibration,
     FitRig,
+    Lifting,
     Limb,
 )  # fmt: skip
 
@@ -78,8 +80,19 @@ def uncalibrated() -> tuple[Float[np.ndarray, "L 3"], Calibration]:
     return np.zeros((LANDMARKS, 3)), calibration
 
 
-def anny_rig(model: AnnyBody, calibrated: tuple[Float[np.ndarray, "L 3"], Calibration] | None = None) -> FitRig:
-    """Prepare Anny for ``fit_body``; ``calibrated`` replaces the calibration that ships."""
+def load_lifting() -> Lifting:
+    """The lifting network that ships."""
+    from .lifting import lifted_directions, load_net
+
+    return partial(lifted_directions, load_net())
+
+
+def anny_rig(
+    model: AnnyBody,
+    calibrated: tuple[Float[np.ndarray, "L 3"], Calibration] | None = None,
+    lifting: bool = True,
+) -> FitRig:
+    """Prepare Anny for ``fit_body``: with the calibration that ships unless one is given, and the lifting network."""
     offsets, calibration = calibrated or (load_calibration() if CALIBRATION.exists() else uncalibrated())
     names, basis, mean, sigma, limits = _pose_parameters(model)
     phenotypes = {
@@ -110,6 +123,7 @@ def anny_rig(model: AnnyBody, calibrated: tuple[Float[np.ndarray, "L 3"], Calibr
         calibration=calibration,
         vertex_points=lambda indices: skinned_vertices(model, indices),
         top_and_sole=_top_and_sole(model),
+        lifting=load_lifting() if lifting and Path(__file__).with_name("lifting.safetensors").exists() else None,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from .anny_rig import anny_rig
 from .base import PARTS, Body, BodyFit, BodyModel, BodyPose
 from .posterior import LIMIT_SIGMA_RAD, SHAPE_LIMIT_SIGMA, Evidence, OutlineTerms, Posterior, Terms
 from .rig import (
+    BODY_DIRECTIONS,
     DIRECTION_NAMES,
     DIRECTIONS,
     FACE,
@@ -64,6 +65,10 @@ OUTLINE_ROUNDS, OUTLINE_STEPS = 6, 3
 DIRECTION_STEPS, LANDMARK_STEPS = 12, 15
 HAND_AGREEMENT = 0.3  # cosine
 SITTING_RAD = math.radians(50)
+# of the mean absolute error that the lifting network tells (chosen on validation people)
+LIFTED_SIGMA = 0.7
+# A body of which less than this lies inside the matte is fitted again without the network.
+LIFTED_INSIDE = 0.8
 # Nearly everybody whose trunk measures steeper than this stands upright; beyond, people run, bend or lean on something.
 UPRIGHT_LIMIT_RAD = math.radians(18)
 
@@ -125,9 +130,20 @@ def fit_rig(
     rig: FitRig, observation: Observation, priors: BodyPriors, focal_px: float | None = None
 ) -> tuple[BodyFit, Posterior, Float[np.ndarray, "n"]]:
     """``fit_body`` on a prepared rig; also returns the posterior and the parameters at its maximum."""
+    found = _fit(rig, observation, priors, focal_px)
+    if rig.lifting is not None and found[0].scores["inside_mask"] < LIFTED_INSIDE:
+        # landmarks that contradict what the network sees, of a person found upside down for one
+        found = max(found, _fit(replace(rig, lifting=None), observation, priors, focal_px),
+                    key=lambda fit: fit[0].scores["silhouette_iou"])  # fmt: skip
+    return found
+
+
+def _fit(
+    rig: FitRig, observation: Observation, priors: BodyPriors, focal_px: float | None
+) -> tuple[BodyFit, Posterior, Float[np.ndarray, "n"]]:
     height, width = observation.alpha.shape
     focal_px = focal_px or observation.photo.focal_px or DEFAULT_FOCAL * max(height, width)
-    evidence = gather_evidence(rig, observation.keypoints, width, height, focal_px, priors)
+    evidence = gather_evidence(rig, observation, focal_px, priors)
     posterior = posterior_of(rig, evidence, priors)
     x = posterior.mean.copy()
     x[posterior.translation] = 0, 0, focal_px * BLAZEPOSE_HEIGHT_M / evidence.height_px
@@ -146,10 +162,9 @@ def fit_rig(
     return _place_in_world(posterior, x, target, width, height), posterior, x
 
 
-def gather_evidence(
-    rig: FitRig, keypoints: Keypoints, width: int, height: int, focal_px: float, priors: BodyPriors
-) -> Evidence:
-    """Landmarks, calibrated directions and a first orientation from what the detectors found."""
+def gather_evidence(rig: FitRig, observation: Observation, focal_px: float, priors: BodyPriors) -> Evidence:
+    """Landmarks, directions and a first orientation from what the detectors and the lifting network found."""
+    keypoints, (height, width) = observation.keypoints, observation.alpha.shape
     pixels, points, confidence = landmark_arrays(keypoints)
     seen = confidence[:POSE_LANDMARKS] > 0.3
     if seen.sum() < 6:
@@ -160,6 +175,10 @@ def gather_evidence(
     world = keypoints.world.astype(float)
     root = body_axes(world)
     directions, sigma, direction_confidence = calibrated_directions(rig, points, confidence, root)
+    if rig.lifting is not None:
+        directions, sigma = directions.copy(), sigma.copy()
+        lifted, noise = rig.lifting(observation, focal_px, directions[:BODY_DIRECTIONS])
+        directions[:BODY_DIRECTIONS], sigma[:BODY_DIRECTIONS] = lifted, LIFTED_SIGMA * noise
     for side, first in (("left", LEFT_HAND), ("right", RIGHT_HAND)):
         # The hand model sometimes takes a hand for one of the other side; BlazePose then contradicts it.
         palm = DIRECTION_NAMES.index(f"{side}_palm_across")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..observation import Observation
 from .base import BodyModel
 from .kinematics import RiggedPoints
 
@@ -133,6 +134,11 @@ class Calibration:
         return both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-9)
 
 
+# (observation, focal length in px, the detector's body directions [B 3]) -> body directions and their noise [B 3], [B 3],
+# all in camera axes
+Lifting = Callable[[Observation, float, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 @dataclass(frozen=True)
 class Limb:
     """Two bones with a ball joint above and a hinge between them.
@@ -171,6 +177,7 @@ class FitRig:
         calibration: of the landmark detector.
         vertex_points: skinned vertices by index.
         top_and_sole: the top of the head and then points of the soles, which tell the standing height.
+        lifting: better body directions from the picture, given the detector's, or None (``lifting.lifted_directions``).
     """
 
     model: BodyModel
@@ -192,3 +199,4 @@ class FitRig:
     calibration: Calibration
     vertex_points: Callable[[Int[np.ndarray, "N"]], RiggedPoints]
     top_and_sole: RiggedPoints
+    lifting: Lifting | None = None
