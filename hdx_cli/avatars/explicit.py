@@ -6,17 +6,18 @@ This is the coarse avatar A_c = GS(I_R, theta) of HumanDreamer-X (arXiv 2504.035
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ..bodies.base import PARTS, BodyFit, BodyModel, joint_transforms, skin
 from ..camera import Cameras
 from ..gaussians import Gaussians, sh_from_rgb
 from ..losses import psnr
-from ..mesh import depth_buffer, vertex_normals
+from ..mesh import DepthBuffer, depth_buffer, vertex_normals
 from ..observation import Observation
 from ..progress import Progress, Silent
 from ..rasterize import morton_order, rasterize, visibility
@@ -38,11 +39,14 @@ class Settings:
         gaussians: about how many Gaussians in all.
         iterations: optimisation steps against the photo.
         max_side_px: the photo's person is worked on at this many pixels at most.
+        completion: colours of the unseen side from the bundled network, or from other weights at this path; False leaves
+            them to rules. Bodies that the network does not know are left to rules, too.
     """
 
     gaussians: int = 100_000
     iterations: int = 120
     max_side_px: int = 1024
+    completion: bool | str = True
 
 
 def person_window(
@@ -82,21 +86,39 @@ def without_fringe(rgb: Float[np.ndarray, "H W 3"], alpha: Float[np.ndarray, "H 
     return np.where(fringe[..., None], lookup[labels], rgb).astype(np.float32)
 
 
-def fit_coarse(
-    observation: Observation,
-    fit: BodyFit,
-    model: BodyModel,
-    settings: Settings = Settings(),
-    progress: Progress = Silent(),
-    seed: int = 0,
-) -> Avatar:
-    """The coarse avatar of one photo.
+@dataclass(frozen=True)
+class Draft:
+    """A photo laid on its clothed body: everything before the unseen side is made up and anything is optimised.
 
-    The body is clothed to meet the matte; every pixel of the matte becomes (part of) a Gaussian on it, at the photo's own
-    sharpness; the surface that the photo does not show is covered and coloured by a deterministic prior; then all are fitted
-    to the photo through the rasteriser and carried back to the rest pose.
+    Attributes:
+        rest, rest_normals: the shaped body in rest pose and its vertex normals [V 3].
+        transforms: skinning transforms from rest pose to the photo's [J 4 4].
+        camera, rgb, alpha: the window of the photo that holds the person [H W 3], [H W].
+        outward: displacement of the clothes [V] metres; vertices: the clothed body in the photo's pose [V 3] metres.
+        buffer: the clothed body's depth in the photo; limb: body part of every pixel, -1 off the person [H W].
+        sheet, cells, seen, seen_rgb: the photo's pixels on the body, as squares, as P points, and their colours [P 3].
     """
-    rng = np.random.default_rng(seed)
+
+    rest: RestBody
+    rest_normals: Float[np.ndarray, "V 3"]
+    transforms: Float[np.ndarray, "J 4 4"]
+    camera: Cameras
+    rgb: Float[np.ndarray, "H W 3"]
+    alpha: Float[np.ndarray, "H W"]
+    outward: Float[np.ndarray, "V"]
+    vertices: Float[np.ndarray, "V 3"]
+    buffer: DepthBuffer
+    limb: Int[np.ndarray, "H W"]
+    sheet: surface.Sheet
+    cells: tuple[np.ndarray, np.ndarray, np.ndarray]
+    seen: surface.Points
+    seen_rgb: Float[np.ndarray, "P 3"]
+
+
+def lay_on_body(
+    observation: Observation, fit: BodyFit, model: BodyModel, settings: Settings, progress: Progress = Silent()
+) -> Draft:
+    """Clothe the body so that it meets the matte, and lay the photo's pixels on it."""
     rest = model.rest(fit.body.shape)
     rest_normals = vertex_normals(rest.vertices, model.faces)
     transforms = joint_transforms(fit.pose.rotations[0], rest.joints, model.parents, fit.pose.translations[0])
@@ -114,30 +136,51 @@ def fit_coarse(
     detail = np.where(limb == HEAD, 2.5, np.where(limb == HAND, 1.5, 1.0)).astype(np.float32)
     cells = surface.adaptive_cells(rgb, sheet.depth, alpha, detail, round(settings.gaussians * SEEN_SHARE))
     seen = surface.seen_points(sheet, buffer, model.faces, camera, cells)
+    return Draft(
+        rest, rest_normals, transforms, camera, rgb, alpha, outward, vertices, buffer, limb, sheet, cells, seen,
+        _cell_colours(rgb, alpha, cells),
+    )  # fmt: skip
+
+
+def fit_coarse(
+    observation: Observation,
+    fit: BodyFit,
+    model: BodyModel,
+    settings: Settings = Settings(),
+    progress: Progress = Silent(),
+    seed: int = 0,
+) -> Avatar:
+    """The coarse avatar of one photo.
+
+    The body is clothed to meet the matte; every pixel of the matte becomes (part of) a Gaussian on it, at the photo's own
+    sharpness; the surface that the photo does not show is covered and coloured by a deterministic prior; then all are fitted
+    to the photo through the rasteriser and carried back to the rest pose.
+    """
+    rng = np.random.default_rng(seed)
+    draft = lay_on_body(observation, fit, model, settings, progress)
+    camera, rgb, alpha, seen = draft.camera, draft.rgb, draft.alpha, draft.seen
     hidden, slanting = surface.unseen_points(
-        vertices, vertex_normals(vertices, model.faces), model.faces, buffer, alpha, camera,
+        draft.vertices, vertex_normals(draft.vertices, model.faces), model.faces, draft.buffer, alpha, camera,
         max(1000, round(settings.gaussians * (1 - SEEN_SHARE))), rng,
     )  # fmt: skip
-    behind, behind_of = surface.back_of_sheet(sheet, seen, camera)
+    behind, behind_of = surface.back_of_sheet(draft.sheet, seen, camera)
 
     progress.start("colours")
-    seen_rgb = _cell_colours(rgb, alpha, cells)
+    hidden_rgb = unseen_colours(draft, model, hidden, slanting)
+    if settings.completion:
+        from . import completion  # here because it needs this module
+
+        if model.name == completion.BODY:
+            weights = None if settings.completion is True else Path(settings.completion)
+            hidden_rgb = completion.complete(draft, model, hidden, hidden_rgb, weights)
     points = [seen, hidden, behind]
-    parts = [model.parts[p.vertices[np.arange(len(p)), p.barycentric.argmax(1)]] for p in points]
-    canonical = [np.einsum("pk,pka->pa", p.barycentric, rest.vertices[p.vertices]) for p in points]
-    hidden_rgb = _unseen_colours(
-        rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, rest_normals, rest.vertices[model.parts == HEAD]
-    )
-    if slanting.any():
-        hidden_rgb[slanting] = unseen.nearest_seen(
-            hidden.means[slanting], parts[1][slanting], seen.means, parts[0], seen_rgb
-        )
-    colours = np.concatenate([seen_rgb, hidden_rgb, seen_rgb[behind_of]])
+    parts = [parts_of(model, p) for p in points]
+    colours = np.concatenate([draft.seen_rgb, hidden_rgb, draft.seen_rgb[behind_of]])
 
     quats, scales = axes_of_factors(np.concatenate([p.factors for p in points]))
     means = np.concatenate([p.means for p in points]).astype(np.float32)
     opacities = np.full(len(means), 0.95, np.float32)
-    opacities[: len(seen)] = np.clip(_cell_mean(alpha, cells), 0.3, 0.95)
+    opacities[: len(seen)] = np.clip(_cell_mean(alpha, draft.cells), 0.3, 0.95)
     gaussians = Gaussians(
         torch.from_numpy(means),
         torch.from_numpy(quats),
@@ -168,9 +211,9 @@ def fit_coarse(
     shown = _shown(gaussians, camera).numpy()
     seen_share = np.maximum(made_by_photo, np.where(shown > SHOWN, shown, 0.0)).astype(np.float32)
 
-    to_photo = blend(joint_indices, joint_weights, transforms)
+    to_photo = blend(joint_indices, joint_weights, draft.transforms)
     avatar = Avatar(
-        posed(gaussians, inverse_transforms(to_photo)), joint_indices, joint_weights, fit.body, rest, model.parents,
+        posed(gaussians, inverse_transforms(to_photo)), joint_indices, joint_weights, fit.body, draft.rest, model.parents,
         model.joint_names, fit.pose, seen_share, all_parts,
     )  # fmt: skip
     scores = {**fit.scores, **photo_scores(avatar.gaussians(), camera, target_rgb, target_alpha)}
@@ -221,11 +264,32 @@ def _cell_colours(rgb: np.ndarray, alpha: np.ndarray, cells: tuple[np.ndarray, n
     return _cell_mean(rgb * weight[..., None], cells) / _cell_mean(weight, cells)[:, None]
 
 
-def _unseen_colours(
-    rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, rest_normals, head_vertices
-) -> np.ndarray:
-    seen_parts, hidden_parts, _ = parts
-    low, high = head_vertices[:, 1].min(), head_vertices[:, 1].max()
+def parts_of(model: BodyModel, points: surface.Points) -> Int[np.ndarray, "P"]:
+    """Body part of every point [P], that of its nearest vertex."""
+    return model.parts[points.vertices[np.arange(len(points)), points.barycentric.argmax(1)]]
+
+
+def unseen_colours(
+    draft: Draft, model: BodyModel, hidden: surface.Points, slanting: np.ndarray
+) -> Float[np.ndarray, "Q 3"]:
+    """Colours [Q 3] for unseen points by rule; ``slanting`` [Q] are those that the photo shows, but too slantingly."""
+    seen, seen_rgb = draft.seen, draft.seen_rgb
+    parts = [parts_of(model, p) for p in (seen, hidden)]
+    canonical = [np.einsum("pk,pka->pa", p.barycentric, draft.rest.vertices[p.vertices]) for p in (seen, hidden)]
+    colours = _far_colours(
+        draft.rgb, draft.alpha, draft.limb, seen, seen_rgb, hidden, parts, canonical, draft.rest_normals,
+        draft.rest.vertices[model.parts == HEAD],
+    )  # fmt: skip
+    if slanting.any():
+        colours[slanting] = unseen.nearest_seen(
+            hidden.means[slanting], parts[1][slanting], seen.means, parts[0], seen_rgb
+        )
+    return colours
+
+
+def _far_colours(rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, rest_normals, head_vertices) -> np.ndarray:
+    seen_parts, hidden_parts = parts
+    low, high = float(head_vertices[:, 1].min()), float(head_vertices[:, 1].max())
     seen_normals = np.einsum("pk,pka->pa", seen.barycentric, rest_normals[seen.vertices])
     on_head = seen_parts == HEAD
     face = unseen.is_face(canonical[0], seen_normals, low, high) & on_head

@@ -65,7 +65,7 @@ def closed_in(points: Float[torch.Tensor, "P 3"], camera: Cameras, width: int, h
 def views_to_restore(
     gaussians: Gaussians, visibility: Float[np.ndarray, "N"], cameras: Cameras
 ) -> tuple[Float[torch.Tensor, "C H W 3"], Float[torch.Tensor, "C H W"], Float[torch.Tensor, "C H W"]]:
-    """What HumanFixer is given: colours over white [C H W 3], alpha, and how much of every pixel the photo made, [C H W].
+    """What HumanFixer is given: colours over white [C H W 3], alpha and the photo's share of every pixel [C H W].
 
     Args:
         visibility: how much of the photo each Gaussian made, in [0, 1].
@@ -79,9 +79,7 @@ def views_to_restore(
     return rgb.clamp(0, 1), alpha.clamp(0, 1), torch.stack(seen).clamp(0, 1)
 
 
-def straight(
-    rgb: Float[torch.Tensor, "C H W 3"], alpha: Float[torch.Tensor, "C H W"]
-) -> UInt8[np.ndarray, "C H W 4"]:
+def straight(rgb: Float[torch.Tensor, "C H W 3"], alpha: Float[torch.Tensor, "C H W"]) -> UInt8[np.ndarray, "C H W 4"]:
     """Straight RGBA pictures of colours over white and alpha."""
     alpha = alpha[..., None]
     colours = (rgb - 1 + alpha) / alpha.clamp(min=1e-3)
