@@ -105,6 +105,28 @@ def save_views(
     (folder / "cameras.json").write_text(json.dumps(described) + "\n", encoding="utf-8")
 
 
+def load_views(folder: Path) -> tuple[Cameras, UInt8[np.ndarray, "C H W 4"]]:
+    """What ``save_views`` wrote.
+
+    Raises:
+        InputRejected: a file is missing, damaged or of another size.
+    """
+    try:
+        described = json.loads((folder / "cameras.json").read_bytes())
+        cameras = Cameras(
+            torch.tensor(described["viewmats"]), torch.tensor(described["Ks"]), described["width"], described["height"]
+        )
+        pictures = []
+        for index in range(len(cameras)):
+            with Image.open(folder / f"{index:02d}.png") as picture:
+                pictures.append(np.asarray(picture))
+            if pictures[-1].shape != (cameras.height, cameras.width, 4):
+                raise ValueError(f"{index:02d}.png is not RGBA of {cameras.width} x {cameras.height}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, error) from None
+    return cameras, np.stack(pictures)
+
+
 def _pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image, np.float32) / np.float32(255)

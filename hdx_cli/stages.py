@@ -1,7 +1,8 @@
 """The stages: each loads from the run folder, calls one core function and saves. No maths, no printing.
 
-photo -> ``observation`` -> ``body.npz`` -> ``coarse`` -> ``exports/*``. Heavy modules are imported where they are used, so
-that listing the commands stays quick.
+photo -> ``observation`` -> ``body.npz`` -> ``coarse`` -> ``restored`` -> ``refined`` -> ``exports/*``, the last from
+``coarse`` where nothing is refined. Heavy modules are imported where they are used, so that listing the commands stays
+quick.
 """
 
 from __future__ import annotations
@@ -11,20 +12,30 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
+from .errors import UsageError, WeightsError
 from .progress import Progress, Silent
 from .run_folder import Made, RunFolder
 
 if TYPE_CHECKING:
-    from .observation import Photo
+    import numpy as np
 
-AVATAR, PLY, PREVIEW = "coarse/avatar.safetensors", "exports/avatar.ply", "preview.png"
+    from .avatars.base import Avatar
+    from .camera import Cameras
+    from .humanfixer.restorer import Restorer
+    from .observation import Observation, Photo
+
+AVATAR, PLY, PREVIEW = "avatar.safetensors", "exports/avatar.ply", "preview.png"
 SHEET_VIEWS, ORBIT_VIEWS = 8, 18
+RESTORED_HEIGHT = 480  # of views for a restorer that does not say what it was trained on; they are two thirds as wide
+# what makes up what the photo does not show: rules, a small network in the coarse fit, or that network and HumanFixer
+RESTORERS = ("none", "completion", "humanfixer")
+DEFAULT_RESTORER = "completion"  # the best by measure on validation people; HumanFixer is as good and takes longer
+WEIGHTS = Path(__file__).with_name("humanfixer") / "humanfixer.safetensors"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a person can ask of the stages up to the coarse avatar; None leaves the choice to the stage.
+    """What a person can ask of the stages up to the refined avatar; None leaves the choice to the stage.
 
     ``mask`` is a name inside the run folder.
     """
@@ -40,7 +51,14 @@ class Options:
     focal_mm35: float | None = None
     gaussians: int | None = None
     iterations: int | None = None
+    restorer: str | None = None
+    rounds: int | None = None
     seed: int = 0
+
+    @property
+    def refines(self) -> bool:
+        """Whether there is anything to refine with."""
+        return (self.restorer or DEFAULT_RESTORER) == "humanfixer"
 
     @classmethod
     def remembered(cls, run: RunFolder, **changes: Any) -> Options:
@@ -144,6 +162,8 @@ def fit_body(run: RunFolder, options: Options, progress: Progress = Silent()) ->
 def fit_coarse(run: RunFolder, options: Options, progress: Progress = Silent()) -> Made:
     """``observation/`` and ``body.npz`` -> ``coarse/``: the avatar file, 18 views of it and ``report.json``."""
 
+    completes = options.restorer != "none"
+
     def write(folder: Path) -> dict[str, Any]:
         from .avatars import explicit
         from .avatars.avatar_file import confidence_by_part, write_avatar
@@ -155,31 +175,124 @@ def fit_coarse(run: RunFolder, options: Options, progress: Progress = Silent()) 
         chosen = {
             name: getattr(options, name) for name in ("gaussians", "iterations") if getattr(options, name) is not None
         }
-        avatar = explicit.fit_coarse(
-            observation, fit, anny.load(), explicit.Settings(**chosen), progress=progress, seed=options.seed
-        )
+        settings = explicit.Settings(**chosen, completion=completes)
+        avatar = explicit.fit_coarse(observation, fit, anny.load(), settings, progress=progress, seed=options.seed)
         write_avatar(folder, avatar)
         progress.start("views", ORBIT_VIEWS)
         save_views(folder / "views", *views_of(avatar.gaussians(), fit.camera, ORBIT_VIEWS), progress)
         report = {"scores": avatar.scores, "confidence": confidence_by_part(avatar), "gaussians": len(avatar.canonical)}
-        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _write_report(folder, report)
         return report
 
-    config = {name: getattr(options, name) for name in ("gaussians", "iterations", "seed")}
+    config = {name: getattr(options, name) for name in ("gaussians", "iterations", "seed")} | {"completion": completes}
     return run.make("coarse", config, ["observation", "body.npz"], write)
 
 
-def export_ply(run: RunFolder, path: Path | None = None, *, up: str = "y", sh_degree: int | None = None) -> Made:
-    """``coarse/`` -> the avatar in the photo's pose as a splatting .ply, in ``exports/`` or at ``path``."""
+def require_restorer() -> None:
+    """Say at once, and not after minutes, what HumanFixer would lack.
+
+    Raises:
+        WeightsError: its weights are not there.
+    """
+    if not WEIGHTS.is_file():
+        raise WeightsError(
+            f"{WEIGHTS}: the weights of HumanFixer are missing",
+            hint="add --restorer completion to do without, or reinstall hdx-cli",
+        )
+
+
+def restore(run: RunFolder, options: Options, progress: Progress = Silent(), restorer: Restorer | None = None) -> Made:
+    """``coarse/`` -> ``restored/views``: what HumanFixer makes of the avatar's 18 views, view 0 being the photo.
+
+    ``restorer`` takes the place of the one that comes with hdx.
+
+    Raises:
+        WeightsError: its weights are missing or damaged.
+    """
     coarse = run.require("coarse", f"hdx fit-coarse {run.path}")
+
+    def write(folder: Path) -> dict[str, Any]:
+        from .avatars.avatar_file import read_avatar
+        from .avatars.turntable import closed_in
+        from .camera import orbit_of
+        from .run_files import load_body_fit, load_observation, save_views
+
+        fixer = restorer or _restorer()
+        avatar, observation = read_avatar(coarse), load_observation(run.path / "observation")
+        camera = load_body_fit(run.path / "body.npz").camera
+        height = fixer.model.config.height if restorer is None else RESTORED_HEIGHT
+        window = closed_in(avatar.gaussians().means, camera, 2 * height // 3, height)
+        cameras = orbit_of(window, ORBIT_VIEWS)
+        pictures = _restored(fixer, avatar, observation, camera, cameras, None, options.seed, progress)
+        progress.start("views", ORBIT_VIEWS)
+        save_views(folder / "views", cameras, pictures, progress)
+        return {"views": ORBIT_VIEWS}
+
+    return run.make("restored", {"seed": options.seed}, ["observation", "body.npz", "coarse"], write)
+
+
+def refine(run: RunFolder, options: Options, progress: Progress = Silent(), restorer: Restorer | None = None) -> Made:
+    """``coarse/`` and ``restored/`` -> ``refined/``: the avatar fitted to its restored views, and ``report.json``.
+
+    Raises:
+        WeightsError: a second round needs HumanFixer, and its weights are missing or damaged.
+    """
+    coarse = run.require("coarse", f"hdx fit-coarse {run.path}")
+    views = run.require("restored", f"hdx restore {run.path}") / "views"
+
+    def write(folder: Path) -> dict[str, Any]:
+        from .avatars import refine as refining
+        from .avatars.avatar_file import confidence_by_part, read_avatar, write_avatar
+        from .run_files import load_body_fit, load_observation, load_views
+
+        settings = refining.RefineSettings()
+        settings = replace(settings, sigmas=settings.sigmas[: options.rounds])
+        fixer = restorer or (_restorer() if len(settings.sigmas) > 1 else None)
+        observation, camera = load_observation(run.path / "observation"), load_body_fit(run.path / "body.npz").camera
+        photo = refining.photo_views(camera, observation.foreground, observation.alpha, settings.max_side_px)
+        cameras, pictures = load_views(views)
+
+        def restored(avatar: Avatar, turn: int) -> refining.Views:
+            made = pictures if turn == 0 else _restored(
+                fixer, avatar, observation, camera, cameras, settings.sigmas[turn], options.seed + turn, progress
+            )  # fmt: skip
+            return refining.restored_views(cameras, made, avatar, settings)
+
+        avatar, rounds = refining.refine_in_rounds(
+            read_avatar(coarse), photo, restored, settings, progress, options.seed
+        )
+        if not rounds[0]["kept"]:
+            progress.warn("W_NOT_REFINED", "the restored views did not make the avatar better; it stays as it was")
+        write_avatar(folder, avatar)
+        report = {"scores": avatar.scores, "confidence": confidence_by_part(avatar), "rounds": rounds}
+        _write_report(folder, report)
+        return report
+
+    config = {"rounds": options.rounds, "seed": options.seed}
+    return run.make("refined", config, ["observation", "body.npz", "coarse", "restored"], write)
+
+
+def best_avatar(run: RunFolder) -> str:
+    """The product that later stages take: ``refined`` where it is wanted and up to date, else ``coarse``.
+
+    Raises:
+        NothingToDo: there is none yet.
+    """
+    run.require("coarse", f"hdx fit-coarse {run.path}")
+    return "refined" if Options.remembered(run).refines and run.is_current("refined") else "coarse"
+
+
+def export_ply(run: RunFolder, path: Path | None = None, *, up: str = "y", sh_degree: int | None = None) -> Made:
+    """The best avatar in the photo's pose -> a splatting .ply, in ``exports/`` or at ``path``."""
+    avatar = best_avatar(run)
 
     def write(partial: Path) -> None:
         from .avatars.avatar_file import read_avatar
         from .export.ply import write_ply
 
-        write_ply(partial, read_avatar(coarse).gaussians(), sh_degree=sh_degree, up=up)
+        write_ply(partial, read_avatar(run.path / avatar).gaussians(), sh_degree=sh_degree, up=up)
 
-    return _export(run, PLY, path, {"up": up, "sh_degree": sh_degree}, write)
+    return _export(run, avatar, PLY, path, {"up": up, "sh_degree": sh_degree}, write)
 
 
 @dataclass(frozen=True)
@@ -197,12 +310,12 @@ class Film:
 def render(
     run: RunFolder, film: Film = Film(), path: Path | None = None, progress: Progress = Silent(), device: str = "cpu"
 ) -> Made:
-    """``coarse/`` -> a film of one turn round the avatar, in ``exports/`` or at ``path``.
+    """The best avatar -> a film of one turn round it, in ``exports/`` or at ``path``.
 
     Raises:
         UsageError: a transparent background in a format without transparency.
     """
-    coarse = run.require("coarse", f"hdx fit-coarse {run.path}")
+    avatar = best_avatar(run)
     from .export.video import WITH_ALPHA
 
     if film.background == "transparent" and film.format not in WITH_ALPHA:
@@ -222,7 +335,7 @@ def render(
 
         count = max(1, round(film.seconds * film.fps))
         progress.start("turntable", count)
-        gaussians = read_avatar(coarse).gaussians().to(device)
+        gaussians = read_avatar(run.path / avatar).gaussians().to(device)
         azimuths = torch.arange(count) * (2 * math.pi / count)
         cameras = cameras_round(gaussians, *film.size, azimuths, math.radians(film.elevation_deg))
         backdrop = None if film.background == "transparent" else torch.tensor(_rgb(film.background))
@@ -236,12 +349,12 @@ def render(
         return {"frames": count}
 
     name = "exports/turntable" + ("-frames" if film.format == "png" else f".{film.format}")
-    return _export(run, name, path, asdict(film), write)
+    return _export(run, avatar, name, path, asdict(film), write)
 
 
 def preview(run: RunFolder, device: str = "cpu") -> Made:
-    """``observation/`` and ``coarse/`` -> ``preview.png``: the photo, eight views and the scores."""
-    coarse = run.require("coarse", f"hdx fit-coarse {run.path}")
+    """``observation/`` and the best avatar -> ``preview.png``: the photo, eight views and the scores."""
+    avatar = best_avatar(run)
 
     def write(partial: Path) -> None:
         import math
@@ -254,7 +367,7 @@ def preview(run: RunFolder, device: str = "cpu") -> Made:
         from .export.sheet import contact_sheet
         from .run_files import load_observation
 
-        gaussians = read_avatar(coarse).gaussians().to(device)
+        gaussians = read_avatar(run.path / avatar).gaussians().to(device)
         azimuths = torch.arange(SHEET_VIEWS) * (2 * math.pi / SHEET_VIEWS)
         cameras = cameras_round(gaussians, 320, 480, azimuths)
         views = np.stack(list(frames(gaussians, cameras, torch.ones(3)))).astype(np.float32) / 255
@@ -262,12 +375,12 @@ def preview(run: RunFolder, device: str = "cpu") -> Made:
         photo = load_observation(run.path / "observation").photo.rgb
         contact_sheet(photo, views, titles, shown_scores(run)).save(partial)
 
-    return run.make(PREVIEW, {"views": SHEET_VIEWS}, ["observation", "coarse"], write)
+    return run.make(PREVIEW, {"views": SHEET_VIEWS}, ["observation", avatar], write)
 
 
 def shown_scores(run: RunFolder) -> list[tuple[str, str]]:
-    """The scores of the coarse avatar as names and values for people; unknown ones are left out."""
-    record = run.record("coarse")
+    """The scores of the best avatar as names and values for people; unknown ones are left out."""
+    record = run.record(best_avatar(run))
     scores = record.get("scores", {})
     known = [
         ("front PSNR", "front_psnr_db", "{:.1f} dB"),
@@ -279,9 +392,42 @@ def shown_scores(run: RunFolder) -> list[tuple[str, str]]:
     return shown + ([("seen in the photo:", ", ".join(seen))] if seen else [])
 
 
-def _export(run: RunFolder, name: str, path: Path | None, config: dict[str, Any], write) -> Made:
+def _restorer() -> Restorer:
+    require_restorer()
+    from .humanfixer.checkpoint import load_weights
+    from .humanfixer.restorer import Restorer
+
+    return Restorer(load_weights(WEIGHTS))
+
+
+def _restored(
+    restorer: Restorer, avatar: Avatar, observation: Observation, camera: Cameras, cameras: Cameras,
+    sigma: float | None, seed: int, progress: Progress,
+) -> np.ndarray:  # fmt: skip
+    """What a restorer makes of an avatar's views, straight RGBA [C H W 4]; view 0 is the photo itself."""
+    import torch
+
+    from .avatars.turntable import straight, through_window, views_to_restore
+    from .preprocess.face import face_crop
+
+    rgb, alpha, seen = views_to_restore(avatar.gaussians(), avatar.visibility, cameras)
+    photo_rgb, photo_alpha = through_window(observation.foreground, observation.alpha, camera, cameras[0])
+    photo_rgb = photo_rgb * photo_alpha[..., None] + 1 - photo_alpha[..., None]
+    crop = face_crop(observation)
+    face = None if crop is None else torch.from_numpy(crop).float() / 255
+    rgb, alpha = restorer(
+        rgb, alpha, seen, photo_rgb, photo_alpha, face, sigma_start=sigma, seed=seed, progress=progress
+    )
+    return straight(torch.cat([photo_rgb[None], rgb[1:]]), torch.cat([photo_alpha[None], alpha[1:]]))
+
+
+def _write_report(folder: Path, report: dict[str, Any]) -> None:
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _export(run: RunFolder, avatar: str, name: str, path: Path | None, config: dict[str, Any], write) -> Made:
     if path is None:
-        return run.make(name, config, ["coarse"], write)
+        return run.make(name, config, [avatar], write)
     from .run_folder import write_outside
 
     return write_outside(path, write)

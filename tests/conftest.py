@@ -77,5 +77,5 @@ def toy_run(tmp_path_factory, toy_avatar) -> Path:
             return {"scores": toy_avatar.scores, "confidence": confidence_by_part(toy_avatar)}
 
         run.make("coarse", {}, ["observation", "body.npz"], write)
-        assert (run.path / stages.AVATAR).is_file()
+        assert (run.path / "coarse" / stages.AVATAR).is_file()
     return folder / "run"

@@ -17,6 +17,8 @@ from hdx_cli import __version__
 
 HEAVY = {"torch", "numpy", "numba", "cv2", "mediapipe", "scipy", "PIL", "safetensors", "jaxtyping", "rich", "trimesh"}
 
+COMMANDS = ("create", "fit-coarse", "restore", "refine", "render", "export", "check", "doctor")
+
 
 @pytest.fixture
 def run(tmp_path: Path, toy_run: Path) -> Path:
@@ -34,8 +36,7 @@ def loaded_by(*arguments: str) -> set[str]:
     return set(done.stdout.rsplit("MODULES", 1)[1].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["create", "--help"], ["fit-coarse", "-h"], ["render", "-h"],
-                                       ["export", "-h"], ["check", "-h"], ["doctor", "-h"], ["--version"]])  # fmt: skip
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([command, "-h"] for command in COMMANDS)])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded_by(*arguments) & HEAVY
 
@@ -43,7 +44,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_help_lists_every_command(tmp_path: Path) -> None:
     text = hdx("--help", cwd=tmp_path)
     assert text.returncode == 0 and text.stderr == ""
-    for command in ("create", "fit-coarse", "render", "export", "check", "doctor"):
+    for command in COMMANDS:
         assert f"  {command} " in text.stdout
 
 
@@ -55,8 +56,9 @@ def test_choices_are_those_of_the_modules_they_are_for() -> None:
     from hdx_cli.bodies.fit import BUILDS, GENDERS
     from hdx_cli.cli import options
     from hdx_cli.preprocess import MATTINGS
+    from hdx_cli.stages import RESTORERS
 
-    assert set(options.MATTINGS) == set(MATTINGS)
+    assert set(options.MATTINGS) == set(MATTINGS) and options.RESTORERS == RESTORERS
     assert set(options.GENDERS) == set(GENDERS) and set(options.BUILDS) == set(BUILDS)
 
 
@@ -79,6 +81,9 @@ def test_choices_are_those_of_the_modules_they_are_for() -> None:
         (["render", "nowhere", "-o", "a.mp4", "--format", "gif"], 2, "does not fit"),
         (["export", "nowhere", "-o", "a.obj"], 2, "hdx export nowhere -o a.ply"),
         (["fit-coarse", "nowhere"], 3, "not a run folder"),
+        (["restore", "nowhere"], 3, "not a run folder"),
+        (["refine", "nowhere", "--rounds", "9"], 2, "--rounds"),
+        (["create", "a.jpg", "--restorer", "magic"], 2, "none, completion, humanfixer"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
@@ -166,6 +171,11 @@ def test_export(tmp_path: Path, run: Path, toy_avatar) -> None:
     done = hdx("export", run, "-o", "elsewhere/unity.ply", "--sh-pad", 3, "--up", "-y", cwd=tmp_path)
     turned = read_ply(tmp_path / "elsewhere/unity.ply")
     assert turned.sh.shape[1] == 16 and float(turned.means[:, 1].median()) < 0
+
+
+def test_what_is_filmed_and_exported_is_named(tmp_path: Path, run: Path) -> None:
+    done = hdx("export", run, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["of"] == "coarse" and "(of the coarse avatar)" in done.stderr
 
 
 def test_a_run_without_an_avatar_says_what_to_do(tmp_path: Path, run: Path) -> None:

@@ -71,6 +71,8 @@ def create(
     focal_mm35: opt.FocalMm = None,
     gaussians: opt.Count = None,
     iterations: opt.Iterations = None,
+    restorer: opt.Restorer = None,
+    rounds: opt.Rounds = None,
     device: opt.Device = "auto",
     seed: opt.Seed = 0,
     force: opt.Force = False,
@@ -94,15 +96,20 @@ def create(
         folder = output or Path(f"{photo.stem}-avatar")
         asked = dict(
             person=person, matting=matting, gender=gender, height_m=height_m, build=build, age=age,
-            focal_px=focal_px, focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations, seed=seed,
+            focal_px=focal_px, focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations,
+            restorer=restorer, rounds=rounds, seed=seed,
         )  # fmt: skip
         with RunFolder.create(folder, photo, seed=seed, force=force) as run:
             asked["mask"] = run.adopt(mask, "mask") if mask else None
             chosen = stages.Options(**asked)
+            if chosen.refines:
+                stages.require_restorer()
             _coarse(run, chosen, console, photo)
-            _note(console, "splat file", stages.export_ply(run))
-            _note(console, "turntable", stages.render(run, progress=console, device=device))
-            _note(console, "preview", stages.preview(run, device))
+            _refined(run, chosen, console)
+            avatar = stages.best_avatar(run)
+            _note(console, "splat file", stages.export_ply(run), avatar)
+            _note(console, "turntable", stages.render(run, progress=console, device=device), avatar)
+            _note(console, "preview", stages.preview(run, device), avatar)
             _print_run(run, console)
 
 
@@ -121,7 +128,7 @@ def fit_coarse(
     gaussians: opt.Count = None,
     iterations: opt.Iterations = None,
     device: opt.Device = "auto",
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", min=0)] = None,
+    seed: opt.SeedAgain = None,
     force: opt.Force = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -142,6 +149,51 @@ def fit_coarse(
                 gaussians=gaussians, iterations=iterations, seed=seed,
             )  # fmt: skip
             _coarse(folder, chosen, console)
+            _print_run(folder, console)
+
+
+@app.command()
+def restore(
+    run: opt.Run,
+    seed: opt.SeedAgain = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Restore the 18 views of the coarse avatar of a run folder with HumanFixer, as pictures."""
+    from .. import stages
+    from ..run_folder import RunFolder
+
+    with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        with RunFolder.open(run, force=force) as folder:
+            made = stages.restore(folder, stages.Options.remembered(folder, seed=seed), console)
+        _note(console, "views", made)
+        views = str(made.path / "views")
+        console.result({"views": views, "seconds": made.seconds}, [views], views)
+
+
+@app.command()
+def refine(
+    run: opt.Run,
+    rounds: opt.Rounds = None,
+    seed: opt.SeedAgain = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Fit the avatar of a run folder to the photo and to its restored views, which are made where they are missing."""
+    from .. import stages
+    from ..run_folder import RunFolder
+
+    with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        with RunFolder.open(run, force=force) as folder:
+            chosen = stages.Options.remembered(folder, restorer="humanfixer", rounds=rounds, seed=seed)
+            folder.remember({name: value for name, value in vars(chosen).items() if value is not None}, chosen.seed)
+            _refined(folder, chosen, console)
             _print_run(folder, console)
 
 
@@ -172,9 +224,11 @@ def render(
         width, height = (int(side) for side in size.split("x"))
         film = stages.Film(seconds, fps, (width, height), _colour(background), elevation_deg, _format(format, output))
         with RunFolder.open(run, force=force) as folder:
+            avatar = stages.best_avatar(folder)
             made = stages.render(folder, film, output, console, device)
-        _note(console, "turntable", made)
-        console.result({"turntable": str(made.path), "seconds": made.seconds}, [str(made.path)], str(made.path))
+        _note(console, "turntable", made, avatar)
+        facts = {"turntable": str(made.path), "of": avatar, "seconds": made.seconds}
+        console.result(facts, [str(made.path)], str(made.path))
 
 
 @app.command()
@@ -202,8 +256,11 @@ def export(
                 f"-o {output}: hdx writes .ply files", hint=f"hdx export {run} -o {output.with_suffix('.ply')}"
             )
         with RunFolder.open(run, force=force) as folder:
+            avatar = stages.best_avatar(folder)
             made = stages.export_ply(folder, output, up=up, sh_degree=sh_pad)
-        console.result({"ply": str(made.path), "seconds": made.seconds}, [str(made.path)], str(made.path))
+        _note(console, "splat file", made, avatar)
+        facts = {"ply": str(made.path), "of": avatar, "seconds": made.seconds}
+        console.result(facts, [str(made.path)], str(made.path))
 
 
 @app.command()
@@ -286,22 +343,34 @@ def _coarse(run: Any, chosen: Any, console: Console, source: Path | None = None)
     _note(console, "avatar", stages.fit_coarse(run, chosen, console))
 
 
-def _note(console: Console, what: str, made: Any) -> None:
-    console.note(f"{what}: {'done before' if made.reused else f'{made.seconds:.1f} s'}")
+def _refined(run: Any, chosen: Any, console: Console) -> None:
+    from .. import stages
+
+    if not chosen.refines:
+        console.note("refined avatar: only with --restorer humanfixer")
+        return
+    _note(console, "restored views", stages.restore(run, chosen, console))
+    _note(console, "refined avatar", stages.refine(run, chosen, console))
+
+
+def _note(console: Console, what: str, made: Any, avatar: str | None = None) -> None:
+    took = "done before" if made.reused else f"{made.seconds:.1f} s"
+    console.note(f"{what}: {took}" + (f" (of the {avatar} avatar)" if avatar else ""))
 
 
 def _print_run(run: Any, console: Console) -> None:
     from .. import stages
 
+    avatar = stages.best_avatar(run)
     results = {
-        "avatar": stages.AVATAR,
+        "avatar": f"{avatar}/{stages.AVATAR}",
         "ply": stages.PLY,
         "turntable": "exports/turntable.mp4",
         "preview": stages.PREVIEW,
     }
-    made_of = {"avatar": "coarse"}  # what the record is called where it is not the path
+    made_of = {"avatar": avatar}  # what the record is called where it is not the path
     paths = {name: str(run.path / path) for name, path in results.items() if run.is_current(made_of.get(name, path))}
-    record = run.record("coarse")
+    record = run.record(avatar)
     facts = {
         "run": str(run.path),
         **paths,

@@ -9,7 +9,9 @@ import typer
 
 DEVICES = ("auto", "cpu", "cuda")
 MATTINGS = ("default", "birefnet")
-# as preprocess.MATTINGS, bodies.fit.GENDERS and BUILDS, whose modules would make --help slow; a test keeps them equal
+RESTORERS = ("none", "completion", "humanfixer")
+# as preprocess.MATTINGS, stages.RESTORERS, bodies.fit.GENDERS and BUILDS, whose modules would make --help slow; a test
+# keeps them equal
 GENDERS = ("female", "male", "neutral")
 BUILDS = ("slim", "average", "athletic", "heavy")
 
@@ -40,6 +42,7 @@ Device = Annotated[
     str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.", callback=one_of(*DEVICES))
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
+SeedAgain = Annotated[int | None, typer.Option("--seed", help="Another seed of everything random.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the result.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and library warnings.")]
@@ -66,6 +69,14 @@ FocalPx = Annotated[float | None, typer.Option("--focal-px", help="Focal length 
 FocalMm = Annotated[float | None, typer.Option("--focal-mm35", help="Focal length in mm, 35 mm equivalent.", min=5.0)]
 Count = Annotated[int | None, typer.Option("--gaussians", help="About how many Gaussians.", min=1000, max=2_000_000)]
 Iterations = Annotated[int | None, typer.Option("--iterations", help="Optimisation steps.", min=0, max=10_000)]
+Restorer = Annotated[
+    str | None,
+    typer.Option(
+        "--restorer", help="What makes up the unseen side: completion (default), humanfixer (slower) or none.", metavar="NAME",
+        callback=one_of(*RESTORERS),
+    ),
+]  # fmt: skip
+Rounds = Annotated[int | None, typer.Option("--rounds", help="Rounds of restoring and refining.", min=1, max=3)]
 
 Seconds = Annotated[float, typer.Option("--seconds", help="Length of one turn.", min=0.1, max=120.0)]
 Fps = Annotated[float, typer.Option("--fps", help="Frames per second.", min=1.0, max=60.0)]
