@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
+from .errors import WeightsError
+from .weights import LOCK, PACKAGE, read_weights
 
 # A run folder takes 20 to 60 MB, and numba's cache about 20 MB.
 LITTLE_DISK, TOO_LITTLE_DISK = 1e9, 2e8
@@ -49,6 +52,7 @@ def examine() -> list[Check]:
     looks: dict[str, Callable[[], Check]] = {
         "python": _python,
         "hdx": _package,
+        "weights": _weights,
         "torch": _torch,
         "processor": _processor,
         "cuda": _cuda,
@@ -81,6 +85,16 @@ def _package() -> Check:
     if missing:
         return Check("hdx", "failed", f"{__version__}: {', '.join(missing)} is missing", f"{REINSTALL} hdx-cli")
     return Check("hdx", "ok", f"{__version__} in {home}")
+
+
+def _weights() -> Check:
+    names = json.loads(LOCK.read_text(encoding="utf-8"))
+    for name in names:
+        try:
+            read_weights(PACKAGE / name)
+        except WeightsError as error:
+            return Check("weights", "failed", error.message, f"{REINSTALL} hdx-cli")
+    return Check("weights", "ok", f"{len(names)} networks, as their sha256 says")
 
 
 def _torch() -> Check:

@@ -29,7 +29,7 @@ SHEET_VIEWS, ORBIT_VIEWS = 8, 18
 RESTORED_HEIGHT = 480  # of views for a restorer that does not say what it was trained on; they are two thirds as wide
 # what makes up what the photo does not show: rules, a small network in the coarse fit, or that network and HumanFixer
 RESTORERS = ("none", "completion", "humanfixer")
-DEFAULT_RESTORER = "completion"  # the best by measure on validation people; HumanFixer is as good and takes longer
+DEFAULT_RESTORER, DEFAULT_ROUNDS = "humanfixer", 1  # the best by measure on validation people
 WEIGHTS = Path(__file__).with_name("humanfixer") / "humanfixer.safetensors"
 
 
@@ -246,7 +246,7 @@ def refine(run: RunFolder, options: Options, progress: Progress = Silent(), rest
         from .run_files import load_body_fit, load_observation, load_views
 
         settings = refining.RefineSettings()
-        settings = replace(settings, sigmas=settings.sigmas[: options.rounds])
+        settings = replace(settings, sigmas=settings.sigmas[: options.rounds or DEFAULT_ROUNDS])
         fixer = restorer or (_restorer() if len(settings.sigmas) > 1 else None)
         observation, camera = load_observation(run.path / "observation"), load_body_fit(run.path / "body.npz").camera
         photo = refining.photo_views(camera, observation.foreground, observation.alpha, settings.max_side_px)

@@ -227,3 +227,16 @@ def test_directions_of_the_lifting_network_replace_the_detectors():
     )
     assert helped < 0.02  # as with exact measurements
     assert helped < 0.7 * misled
+
+
+def test_a_network_that_leads_the_body_off_the_person_is_left_out():
+    """Directions turned upside down put the body outside of the matte; the fit then goes by the detector alone."""
+    observation, true = photo_of("standing")
+
+    def lifting(seen, focal_px, directions):
+        return -directions, np.full_like(directions, 0.005)
+
+    alone = fit_rig(rig(), observation, BodyPriors())[0]
+    misled = fit_rig(replace(rig(), lifting=lifting), observation, BodyPriors())[0]
+    assert misled.scores["silhouette_iou"] >= alone.scores["silhouette_iou"] - 1e-9
+    np.testing.assert_allclose(joints_in_world(misled), joints_in_world(alone), atol=1e-6)

@@ -205,7 +205,7 @@ def test_errors_as_json(tmp_path: Path) -> None:
 def test_doctor(tmp_path: Path) -> None:
     done = hdx("doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    for name in ("python", "torch", "cuda", "numba", "mediapipe", "ffmpeg", "disk"):
+    for name in ("python", "weights", "torch", "cuda", "numba", "mediapipe", "ffmpeg", "disk"):
         assert f" {name} " in done.stdout
     facts = json.loads(hdx("doctor", "--json", cwd=tmp_path).stdout)
     assert facts["ok"] and {check["state"] for check in facts["checks"]} <= {"ok", "warning"}

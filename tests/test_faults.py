@@ -21,7 +21,8 @@ from hdx_cli.cli.app import SAMPLE
 
 QUICK = ("--gaussians", "3000", "--iterations", "2")
 PRODUCTS = ("observation/cutout.png", "body.npz", "coarse/avatar.safetensors", "coarse/report.json", "exports/avatar.ply",
-            "exports/turntable.mp4", "preview.png", "coarse/views/17.png", "coarse/views/cameras.json")  # fmt: skip
+            "exports/turntable.mp4", "preview.png", "coarse/views/17.png", "coarse/views/cameras.json", "restored/views/17.png",
+            "refined/avatar.safetensors", "refined/report.json")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +67,7 @@ def test_create_makes_everything(created: Path) -> None:
     # 3000 Gaussians cannot show buttons, but they must cover the person and have its colours
     assert result["scores"]["silhouette_iou"] > 0.9 and result["scores"]["front_psnr_db"] > 18
     assert set(result["confidence"]) >= {"head", "torso", "upper_leg"}
-    assert json.loads((run / "coarse/report.json").read_text())["scores"] == result["scores"]
+    assert json.loads((run / "refined/report.json").read_text())["scores"] == result["scores"]
     assert not list(run.rglob("*.partial*"))
     assert SAMPLE.read_bytes() == (run / "photo.jpg").read_bytes()
 
@@ -76,7 +77,7 @@ def test_create_again_does_nothing_and_another_option_only_what_follows(tmp_path
     run = home / "Фото меня 🙂-avatar"
     before = snapshot(run)
     done = hdx("create", "Фото меня 🙂.JPG", *QUICK, cwd=home)
-    assert done.returncode == 0 and done.stderr.count("done before") == 6, done.stderr
+    assert done.returncode == 0 and done.stderr.count("done before") == 8, done.stderr
     assert snapshot(run) == before
     done = hdx("fit-coarse", run, "--iterations", 1, cwd=home)
     assert done.stderr.count("done before") == 2  # photo and body; --gaussians stayed as it was

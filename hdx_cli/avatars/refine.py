@@ -73,7 +73,7 @@ class RefineSettings:
     """
 
     max_side_px: int = 1024
-    sigmas: tuple[float | None, ...] = (None, 5.0)
+    sigmas: tuple[float | None, ...] = (None, 5.0, 2.3)
     bank: float = 0.7
     gain_db: float = 0.05
     loss_db: float = 0.3

@@ -72,11 +72,13 @@ Iterations = Annotated[int | None, typer.Option("--iterations", help="Optimisati
 Restorer = Annotated[
     str | None,
     typer.Option(
-        "--restorer", help="What makes up the unseen side: completion (default), humanfixer (slower) or none.", metavar="NAME",
+        "--restorer", help="What makes up the unseen side: humanfixer (default), completion (quicker) or none.", metavar="NAME",
         callback=one_of(*RESTORERS),
     ),
 ]  # fmt: skip
-Rounds = Annotated[int | None, typer.Option("--rounds", help="Rounds of restoring and refining.", min=1, max=3)]
+Rounds = Annotated[
+    int | None, typer.Option("--rounds", help="Rounds of restoring and refining; 1 unless told.", min=1, max=3)
+]
 
 Seconds = Annotated[float, typer.Option("--seconds", help="Length of one turn.", min=0.1, max=120.0)]
 Fps = Annotated[float, typer.Option("--fps", help="Frames per second.", min=1.0, max=60.0)]
