@@ -8,6 +8,7 @@ from hdx_cli.avatars.clothing import displacement
 from hdx_cli.avatars.explicit import Settings, fit_coarse, person_window, without_fringe
 from hdx_cli.bodies.base import PARTS, posed_vertices
 from hdx_cli.camera import orbit_of
+from hdx_cli.errors import InputRejected
 from hdx_cli.mesh import depth_buffer, vertex_normals
 from hdx_cli.rasterize import rasterize
 
@@ -163,3 +164,10 @@ def test_a_rim_of_background_is_replaced_and_thin_things_are_kept():
     clean = without_fringe(rgb, alpha)
     np.testing.assert_allclose(clean[25:45, 38:40], np.broadcast_to([0.8, 0.2, 0.2], (20, 2, 3)))
     np.testing.assert_array_equal(clean[20:22, 50:58], rgb[20:22, 50:58])
+
+
+def test_a_body_beside_the_person_is_told():
+    nothing = np.full((6, 6), np.inf)
+    buffer = surface.DepthBuffer(nothing, np.full((6, 6), -1), np.zeros((6, 6, 2)))
+    with pytest.raises(InputRejected, match="does not lie on the person"):
+        surface.lift(buffer, np.ones((6, 6)))

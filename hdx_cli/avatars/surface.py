@@ -11,6 +11,7 @@ import scipy.sparse.linalg as sparse_linalg
 from jaxtyping import Float, Int
 
 from ..camera import Cameras
+from ..errors import InputRejected
 from ..mesh import DepthBuffer, project, sample_surface, unproject
 
 MATTE_FLOOR = 0.2  # pixels with less of the person in them make no Gaussian
@@ -69,9 +70,19 @@ class Sheet:
 
 def lift(buffer: DepthBuffer, alpha: Float[np.ndarray, "H W"]) -> Sheet:
     """Depth for every pixel of the matte: the clothed body's where it covers the pixel, and its harmonic continuation
-    (Laplace's equation, free at the matte's edge) over what sticks out: hems, hair, bags, hats."""
+    (Laplace's equation, free at the matte's edge) over what sticks out: hems, hair, bags, hats.
+
+    Raises:
+        InputRejected: the body covers nothing of the matte.
+    """
     inside = alpha >= MATTE_FLOOR
     on_body = inside & buffer.covered
+    if not on_body.any():
+        raise InputRejected(
+            "the body that was found does not lie on the person",
+            hint="check with `hdx check PHOTO -o overlay.png`, and take a photo of somebody who stands upright",
+            code="E_BODY",
+        )
     depth = np.where(on_body, buffer.depth, np.nan)
     _, labels = cv2.distanceTransformWithLabels(
         (~on_body).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
