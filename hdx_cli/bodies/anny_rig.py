@@ -123,7 +123,7 @@ def anny_rig(
         calibration=calibration,
         vertex_points=lambda indices: skinned_vertices(model, indices),
         top_and_sole=_top_and_sole(model),
-        lifting=load_lifting() if lifting and Path(__file__).with_name("lifting.safetensors").exists() else None,
+        lifting=load_lifting() if lifting else None,
     )
 
 
