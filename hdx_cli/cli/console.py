@@ -88,6 +88,11 @@ class Console:
         return self._bars
 
 
+class _Stop(KeyboardInterrupt):
+    """Ctrl-C. A plain KeyboardInterrupt that crosses ``exec`` of a string, as dataclasses and numba do, makes CPython
+    end by the signal and not with the exit code asked for."""
+
+
 @contextlib.contextmanager
 def session(console: Console) -> Iterator[Console]:
     """Run a command's body: every way it can end becomes the right words and exit code.
@@ -99,7 +104,7 @@ def session(console: Console) -> Iterator[Console]:
 
     def on_interrupt(number, frame):
         stopped.append(number)
-        raise KeyboardInterrupt
+        raise _Stop
 
     previous = signal.signal(signal.SIGINT, on_interrupt)
     try:
