@@ -124,8 +124,8 @@ def load_sitting(path: Path) -> Sitting:
     return Sitting(photo=taken[0], others=taken[1:], focal_known=focal_known, **arrays)
 
 
-def photograph(generator_folder: Path, person: Path, others: int, seed: int) -> Sitting | None:
-    """Everything of one generated person, or None where preprocessing rejects the photo."""
+def photograph(generator_folder: Path, person: Path, others: int, seed: int, views: int = VIEWS) -> Sitting | None:
+    """Everything of one generated person with ``views`` orbit views, or None where preprocessing rejects the photo."""
     sys.path.insert(0, str(generator_folder))
     import make_humans
     import rast
@@ -163,8 +163,10 @@ def photograph(generator_folder: Path, person: Path, others: int, seed: int) -> 
         torch.from_numpy(viewmat.astype(np.float32)[None]), torch.from_numpy(K.astype(np.float32)[None]), width, height
     )
     cameras = orbit_of(closed_in(torch.from_numpy(visible.astype(np.float32)), camera, WIDTH, HEIGHT), VIEWS)
-    orbit = [shot(cameras.Ks[i].double().numpy(), v.double().numpy(), WIDTH, HEIGHT)
-             for i, v in enumerate(cameras.viewmats)]  # fmt: skip
+    viewmats = cameras.viewmats[:views].double().numpy()
+    pictures, depth = np.zeros((views, HEIGHT, WIDTH, 4), np.uint8), np.zeros((views, HEIGHT, WIDTH), np.float16)
+    for index, viewmat in enumerate(viewmats):
+        pictures[index], depth[index] = shot(cameras.Ks[0].double().numpy(), viewmat, WIDTH, HEIGHT)
     further = []
     for _ in range(others):
         K, viewmat, width, height = random_camera(visible, "front", rng)
@@ -178,8 +180,7 @@ def photograph(generator_folder: Path, person: Path, others: int, seed: int) -> 
     return Sitting(
         photo, np.round(observation.alpha * 255).astype(np.uint8),
         np.round(observation.foreground * 255).astype(np.uint8), bool(rng.random() < KNOWN_FOCAL),
-        np.stack([view for view, _ in orbit]), np.stack([z for _, z in orbit]),
-        cameras.viewmats.double().numpy(), cameras.Ks[0].double().numpy(),
+        pictures, depth, viewmats, cameras.Ks[0].double().numpy(),
         rotations, positions + to_axis, base_vertices + to_axis, further,
     )  # fmt: skip
 
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--every", type=int, default=1, help="take every n-th person only, to share work")
     parser.add_argument("--others", type=int, default=2, help="further photos per person")
+    parser.add_argument("--views", type=int, default=VIEWS, help="of the orbit; the lifting network needs none")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -213,7 +215,9 @@ def main() -> None:
         if target.exists():
             continue
         started = time.perf_counter()
-        sitting = photograph(arguments.generator, person, arguments.others, arguments.seed + int(person.name) * 1009)
+        sitting = photograph(
+            arguments.generator, person, arguments.others, arguments.seed + int(person.name) * 1009, arguments.views
+        )
         if sitting is not None:
             save_sitting(target, sitting)
         print(person.name, "rejected" if sitting is None else "", f"{time.perf_counter() - started:.1f} s", flush=True)
