@@ -1,8 +1,7 @@
-"""The stages: each loads from the run folder, calls one core function and saves. No maths, no printing.
+"""The stages that make an avatar: each loads from the run folder, calls one core function and saves. No maths, no printing.
 
-photo -> ``observation`` -> ``body.npz`` -> ``coarse`` -> ``restored`` -> ``refined`` -> ``exports/*``, the last from
-``coarse`` where nothing is refined. Heavy modules are imported where they are used, so that listing the commands stays
-quick.
+photo -> ``observation`` -> ``body.npz`` -> ``coarse`` -> ``restored`` -> ``refined``; what is made of the avatar then is in
+``outputs``. Heavy modules are imported where they are used, so that listing the commands stays quick.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError, WeightsError
+from .errors import WeightsError
 from .progress import Progress, Silent
 from .run_folder import Made, RunFolder
 
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     from .humanfixer.restorer import Restorer
     from .observation import Observation, Photo
 
-AVATAR, PLY, PREVIEW = "avatar.safetensors", "exports/avatar.ply", "preview.png"
-SHEET_VIEWS, ORBIT_VIEWS = 8, 18
+AVATAR, ORBIT_VIEWS = "avatar.safetensors", 18
 RESTORED_HEIGHT = 480  # of views for a restorer that does not say what it was trained on; they are two thirds as wide
 # what makes up what the photo does not show: rules, a small network in the coarse fit, or that network and HumanFixer
 RESTORERS = ("none", "completion", "humanfixer")
@@ -282,116 +280,6 @@ def best_avatar(run: RunFolder) -> str:
     return "refined" if Options.remembered(run).refines and run.is_current("refined") else "coarse"
 
 
-def export_ply(run: RunFolder, path: Path | None = None, *, up: str = "y", sh_degree: int | None = None) -> Made:
-    """The best avatar in the photo's pose -> a splatting .ply, in ``exports/`` or at ``path``."""
-    avatar = best_avatar(run)
-
-    def write(partial: Path) -> None:
-        from .avatars.avatar_file import read_avatar
-        from .export.ply import write_ply
-
-        write_ply(partial, read_avatar(run.path / avatar).gaussians(), sh_degree=sh_degree, up=up)
-
-    return _export(run, avatar, PLY, path, {"up": up, "sh_degree": sh_degree}, write)
-
-
-@dataclass(frozen=True)
-class Film:
-    """How a turntable is filmed: one turn in ``seconds``; ``background`` is #rrggbb or transparent."""
-
-    seconds: float = 5.0
-    fps: float = 24.0
-    size: tuple[int, int] = (480, 720)
-    background: str = "#ffffff"
-    elevation_deg: float = 0.0
-    format: str = "mp4"
-
-
-def render(
-    run: RunFolder, film: Film = Film(), path: Path | None = None, progress: Progress = Silent(), device: str = "cpu"
-) -> Made:
-    """The best avatar -> a film of one turn round it, in ``exports/`` or at ``path``.
-
-    Raises:
-        UsageError: a transparent background in a format without transparency.
-    """
-    avatar = best_avatar(run)
-    from .export.video import WITH_ALPHA
-
-    if film.background == "transparent" and film.format not in WITH_ALPHA:
-        raise UsageError(
-            f"--background transparent: {film.format} has no transparency",
-            hint=f"hdx render {run.path} --background transparent --format webm",
-        )
-
-    def write(partial: Path) -> dict[str, Any]:
-        import math
-
-        import torch
-
-        from .avatars.avatar_file import read_avatar
-        from .avatars.turntable import cameras_round, frames
-        from .export.video import write_video
-
-        count = max(1, round(film.seconds * film.fps))
-        progress.start("turntable", count)
-        gaussians = read_avatar(run.path / avatar).gaussians().to(device)
-        azimuths = torch.arange(count) * (2 * math.pi / count)
-        cameras = cameras_round(gaussians, *film.size, azimuths, math.radians(film.elevation_deg))
-        backdrop = None if film.background == "transparent" else torch.tensor(_rgb(film.background))
-
-        def counted():
-            for frame in frames(gaussians, cameras, backdrop):
-                yield frame
-                progress.advance()
-
-        write_video(partial, counted(), size=film.size, fps=film.fps, format=film.format)
-        return {"frames": count}
-
-    name = "exports/turntable" + ("-frames" if film.format == "png" else f".{film.format}")
-    return _export(run, avatar, name, path, asdict(film), write)
-
-
-def preview(run: RunFolder, device: str = "cpu") -> Made:
-    """``observation/`` and the best avatar -> ``preview.png``: the photo, eight views and the scores."""
-    avatar = best_avatar(run)
-
-    def write(partial: Path) -> None:
-        import math
-
-        import numpy as np
-        import torch
-
-        from .avatars.avatar_file import read_avatar
-        from .avatars.turntable import cameras_round, frames
-        from .export.sheet import contact_sheet
-        from .run_files import load_observation
-
-        gaussians = read_avatar(run.path / avatar).gaussians().to(device)
-        azimuths = torch.arange(SHEET_VIEWS) * (2 * math.pi / SHEET_VIEWS)
-        cameras = cameras_round(gaussians, 320, 480, azimuths)
-        views = np.stack(list(frames(gaussians, cameras, torch.ones(3)))).astype(np.float32) / 255
-        titles = [f"{round(math.degrees(azimuth))}\N{DEGREE SIGN}" for azimuth in azimuths]
-        photo = load_observation(run.path / "observation").photo.rgb
-        contact_sheet(photo, views, titles, shown_scores(run)).save(partial)
-
-    return run.make(PREVIEW, {"views": SHEET_VIEWS}, ["observation", avatar], write)
-
-
-def shown_scores(run: RunFolder) -> list[tuple[str, str]]:
-    """The scores of the best avatar as names and values for people; unknown ones are left out."""
-    record = run.record(best_avatar(run))
-    scores = record.get("scores", {})
-    known = [
-        ("front PSNR", "front_psnr_db", "{:.1f} dB"),
-        ("silhouette IoU", "silhouette_iou", "{:.3f}"),
-        ("lean", "lean_deg", "{:.1f}\N{DEGREE SIGN}"),
-    ]
-    shown = [(name, form.format(scores[key])) for name, key, form in known if key in scores]
-    seen = [f"{part.replace('_', ' ')} {share:.0%}" for part, share in record.get("confidence", {}).items()]
-    return shown + ([("seen in the photo:", ", ".join(seen))] if seen else [])
-
-
 def _restorer() -> Restorer:
     require_restorer()
     from .humanfixer.checkpoint import load_weights
@@ -423,18 +311,6 @@ def _restored(
 
 def _write_report(folder: Path, report: dict[str, Any]) -> None:
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-def _export(run: RunFolder, avatar: str, name: str, path: Path | None, config: dict[str, Any], write) -> Made:
-    if path is None:
-        return run.make(name, config, [avatar], write)
-    from .run_folder import write_outside
-
-    return write_outside(path, write)
-
-
-def _rgb(colour: str) -> tuple[float, ...]:
-    return tuple(int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
 
 
 def _focal_px(file: Path, photo: Photo, options: Options) -> float | None:

@@ -55,7 +55,7 @@ def test_the_reader_of_imports_sees_them() -> None:
     found = own_imports(PACKAGE / "avatars" / "base.py")
     assert {"bodies.base", "gaussians"} <= found
     assert "numpy" in set(imports_of(PACKAGE / "avatars" / "base.py"))
-    assert "export.ply" in own_imports(PACKAGE / "stages.py")  # imported inside a function
+    assert "export.ply" in own_imports(PACKAGE / "outputs.py")  # imported inside a function
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)

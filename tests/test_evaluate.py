@@ -27,6 +27,18 @@ def test_a_scaled_and_lifted_copy_projects_the_same_in_every_view():
     assert difference < 0.01  # float32 at 1e3 px
 
 
+def test_a_fit_with_another_focal_length_sees_the_person_at_the_same_size_from_all_sides():
+    """Far away a longer lens from further off shows the same picture, whichever focal length the fit assumed."""
+    truth = orbit_of(camera([0.0, 1.0, 400.0], focal_px=80_000.0), 18)
+    points = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)).double() * 0.4
+    points = (points + torch.tensor([0.0, 1.0, 0.0])).float()
+    cameras = true_cameras_in_avatar_world(
+        truth, camera([0.0, 1.0, 300.0], focal_px=60_000.0), torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    )
+    difference = (cameras.project(points)[0] - truth.project(points)[0]).abs().max()
+    assert difference < 0.6  # perspective of 1.5 m at 300 m; a focal length left as it was would be 60 px off
+
+
 def test_sides_are_counted_from_the_photo_and_leave_it_out():
     scores = [{"x": float(view)} for view in range(18)]
     sides = by_side(scores)

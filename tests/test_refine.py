@@ -332,12 +332,12 @@ def test_the_stages_restore_refine_and_say_which_avatar_is_best(run_path: Path, 
         assert (avatar.gaussians().rgb()[hidden].median(0).values - torch.tensor(RED)).abs().max() < 0.25
         report = json.loads((run_path / "refined/report.json").read_text())
         assert report["rounds"][0]["kept"] == 1 and report["scores"] == run.record("refined")["scores"]
-        stages.export_ply(run)
-        assert list(run.record(stages.PLY)["inputs"]) == ["refined"]
+        outputs.export_ply(run)
+        assert list(run.record(outputs.PLY)["inputs"]) == ["refined"]
         run.remember({"restorer": "completion"})
         assert stages.best_avatar(run) == "coarse"
-        stages.export_ply(run)
-        assert list(run.record(stages.PLY)["inputs"]) == ["coarse"]
+        outputs.export_ply(run)
+        assert list(run.record(outputs.PLY)["inputs"]) == ["coarse"]
         run.remember({"restorer": "humanfixer"})
         (run_path / "coarse/report.json").write_text("{}\n")
         assert stages.best_avatar(run) == "coarse"  # what was refined is no longer made from it

@@ -26,20 +26,26 @@ def true_cameras_in_avatar_world(
 ) -> Cameras:
     """The true cameras, expressed in the world of an avatar that was made from true view 0.
 
-    A single photo fixes neither scale nor depth: both worlds are joined at the photo's camera and scaled so that the
-    person's centre lies at the same depth; view i then differs from view 0 by the true rotation.
+    A single photo fixes neither scale nor depth nor focal length: both worlds are joined at the photo's camera, through
+    which both show the same picture. The true centre is where the photo shows it, at the depth of the avatar's centre;
+    view i turns about it by the true rotation, and how far it lies off the orbit's axis is scaled with the person.
 
     Args:
         truth: true cameras (C views), view 0 took the photo.
-        photo_camera: the avatar's camera of the photo (C = 1).
+        photo_camera: the avatar's camera of the photo (C = 1), looking through the window of ``truth``.
         true_centre: centre of the person in the true world, metres; centre: the same point in the avatar's world.
     """
-    relative = truth.viewmats.double() @ torch.linalg.inv(truth.viewmats[0].double())
-    true_depth_m = float(truth[0].project(true_centre[None])[1])
-    depth_m = float(photo_camera.project(centre[None])[1])
-    relative[:, :3, 3] *= depth_m / true_depth_m
-    viewmats = (relative @ photo_camera.viewmats[0].double()).float()
-    return Cameras(viewmats, truth.Ks, truth.width, truth.height)
+    true_rows, rows = truth.viewmats.double(), photo_camera.viewmats[0].double()
+    relative = true_rows @ torch.linalg.inv(true_rows[0])
+    rotations, shifts = relative[:, :3, :3], relative[:, :3, 3]
+    true_at = true_rows[0, :3, :3] @ true_centre.double() + true_rows[0, :3, 3]
+    depth_m = rows[2, :3] @ centre.double() + rows[2, 3]
+    to_rays = torch.linalg.inv(photo_camera.Ks[0].double()) @ truth.Ks[0].double()
+    at = depth_m * (to_rays @ (true_at / true_at[2]))
+    size = float(depth_m / true_at[2] * truth.Ks[0, 0, 0] / photo_camera.Ks[0, 0, 0])
+    relative[:, :3, 3] = at - rotations @ at + size * (rotations @ true_at + shifts - true_at)
+    Ks = photo_camera.Ks.expand(len(truth), 3, 3).contiguous()
+    return Cameras((relative @ rows).float(), Ks, photo_camera.width, photo_camera.height)
 
 
 def view_scores(
