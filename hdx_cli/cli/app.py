@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,8 @@ import typer
 from .. import __version__
 from ..errors import InputRejected, NothingToDo, UsageError
 from . import options as opt
-from .console import Console, session
+from . import showing
+from .console import Console, noted, session
 
 app = typer.Typer(
     help="One photo of a person in, an animatable 3D Gaussian avatar out.",
@@ -24,10 +24,6 @@ app = typer.Typer(
 )
 
 SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "sample.jpg"
-COLOURS = {"white": "#ffffff", "black": "#000000", "transparent": "transparent"}
-Output = Annotated[
-    Path | None, typer.Option("-o", "--output", help="Where to write.", metavar="PATH", show_default=False)
-]
 
 
 def main() -> None:
@@ -59,7 +55,7 @@ def create(
         typer.Argument(help="A photo of one person, or the word `sample`.", metavar="PHOTO", show_default=False),
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Use the sample photo that comes with hdx.")] = False,
-    output: Output = None,
+    output: opt.Output = None,
     person: opt.Person = None,
     mask: opt.Mask = None,
     matting: opt.Matting = None,
@@ -86,7 +82,7 @@ def create(
     Everything goes into one folder, <photo>-avatar unless -o says otherwise. Run the same command again to continue
     where an earlier run stopped.
     """
-    from .. import stages
+    from .. import outputs, stages
     from ..devices import choose
     from ..run_folder import RunFolder
 
@@ -107,9 +103,9 @@ def create(
             _coarse(run, chosen, console, photo)
             _refined(run, chosen, console)
             avatar = stages.best_avatar(run)
-            _note(console, "splat file", stages.export_ply(run), avatar)
-            _note(console, "turntable", stages.render(run, progress=console, device=device), avatar)
-            _note(console, "preview", stages.preview(run, device), avatar)
+            noted(console, "splat file", outputs.export_ply(run), avatar)
+            noted(console, "turntable", outputs.render(run, progress=console, device=device), avatar)
+            noted(console, "preview", outputs.preview(run, device), avatar)
             _print_run(run, console)
 
 
@@ -169,7 +165,7 @@ def restore(
     with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
         with RunFolder.open(run, force=force) as folder:
             made = stages.restore(folder, stages.Options.remembered(folder, seed=seed), console)
-        _note(console, "views", made)
+        noted(console, "views", made)
         views = str(made.path / "views")
         console.result({"views": views, "seconds": made.seconds}, [views], views)
 
@@ -195,72 +191,6 @@ def refine(
             folder.remember({name: value for name, value in vars(chosen).items() if value is not None}, chosen.seed)
             _refined(folder, chosen, console)
             _print_run(folder, console)
-
-
-@app.command()
-def render(
-    run: opt.Run,
-    output: Output = None,
-    format: Annotated[str | None, typer.Option("--format", help="mp4, webm, gif or png (a folder of frames).")] = None,
-    seconds: opt.Seconds = 5.0,
-    fps: opt.Fps = 24.0,
-    size: opt.Size = "480x720",
-    background: opt.Background = "white",
-    elevation_deg: opt.Elevation = 0.0,
-    device: opt.Device = "auto",
-    force: opt.Force = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-    no_progress: opt.NoProgress = False,
-) -> None:
-    """Film one turn round the avatar of a run folder."""
-    from .. import stages
-    from ..devices import choose
-    from ..run_folder import RunFolder
-
-    with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
-        device = choose(device)
-        width, height = (int(side) for side in size.split("x"))
-        film = stages.Film(seconds, fps, (width, height), _colour(background), elevation_deg, _format(format, output))
-        with RunFolder.open(run, force=force) as folder:
-            avatar = stages.best_avatar(folder)
-            made = stages.render(folder, film, output, console, device)
-        _note(console, "turntable", made, avatar)
-        facts = {"turntable": str(made.path), "of": avatar, "seconds": made.seconds}
-        console.result(facts, [str(made.path)], str(made.path))
-
-
-@app.command()
-def export(
-    run: opt.Run,
-    output: Output = None,
-    up: Annotated[
-        str, typer.Option("--up", help="The axis that points up: y, z or -y.", callback=opt.one_of("y", "z", "-y"))
-    ] = "y",
-    sh_pad: Annotated[
-        int | None, typer.Option("--sh-pad", help="Pad harmonics up to this degree; Unity wants 3.", min=0, max=3)
-    ] = None,
-    force: opt.Force = False,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-) -> None:
-    """Write the avatar of a run folder, in the pose of the photo, as a Gaussian splatting .ply."""
-    from .. import stages
-    from ..run_folder import RunFolder
-
-    with session(Console(json=json, quiet=quiet, verbose=verbose)) as console:
-        if output is not None and output.suffix.lower() != ".ply":
-            raise UsageError(
-                f"-o {output}: hdx writes .ply files", hint=f"hdx export {run} -o {output.with_suffix('.ply')}"
-            )
-        with RunFolder.open(run, force=force) as folder:
-            avatar = stages.best_avatar(folder)
-            made = stages.export_ply(folder, output, up=up, sh_degree=sh_pad)
-        _note(console, "splat file", made, avatar)
-        facts = {"ply": str(made.path), "of": avatar, "seconds": made.seconds}
-        console.result(facts, [str(made.path)], str(made.path))
 
 
 @app.command()
@@ -314,33 +244,13 @@ def _photo_of(photo: Path | None, sample: bool) -> Path:
     return photo
 
 
-def _colour(name: str) -> str:
-    colour = COLOURS.get(name.lower(), name.lower())
-    if colour != "transparent" and not re.fullmatch("#[0-9a-f]{6}", colour):
-        raise UsageError(f"--background {name}: choose white, black, transparent or #rrggbb")
-    return colour
-
-
-def _format(format: str | None, output: Path | None) -> str:
-    """The film format: as asked, else by the suffix of the output, else mp4."""
-    from ..export.video import FORMATS
-
-    suffix = output.suffix.lower().lstrip(".") if output else ""
-    chosen = format or (suffix or "png" if output else "mp4")
-    if chosen not in FORMATS:
-        raise UsageError(f"--format {chosen}: choose one of {', '.join(FORMATS)}")
-    if chosen != (suffix or "png") and output:
-        raise UsageError(f"-o {output}: does not fit --format {chosen}")
-    return chosen
-
-
 def _coarse(run: Any, chosen: Any, console: Console, source: Path | None = None) -> None:
     from .. import stages
 
     run.remember({name: value for name, value in vars(chosen).items() if value is not None}, chosen.seed)
-    _note(console, "photo", stages.observe(run, chosen, console, source))
-    _note(console, "body", stages.fit_body(run, chosen, console))
-    _note(console, "avatar", stages.fit_coarse(run, chosen, console))
+    noted(console, "photo", stages.observe(run, chosen, console, source))
+    noted(console, "body", stages.fit_body(run, chosen, console))
+    noted(console, "avatar", stages.fit_coarse(run, chosen, console))
 
 
 def _refined(run: Any, chosen: Any, console: Console) -> None:
@@ -349,24 +259,19 @@ def _refined(run: Any, chosen: Any, console: Console) -> None:
     if not chosen.refines:
         console.note("refined avatar: only with --restorer humanfixer")
         return
-    _note(console, "restored views", stages.restore(run, chosen, console))
-    _note(console, "refined avatar", stages.refine(run, chosen, console))
-
-
-def _note(console: Console, what: str, made: Any, avatar: str | None = None) -> None:
-    took = "done before" if made.reused else f"{made.seconds:.1f} s"
-    console.note(f"{what}: {took}" + (f" (of the {avatar} avatar)" if avatar else ""))
+    noted(console, "restored views", stages.restore(run, chosen, console))
+    noted(console, "refined avatar", stages.refine(run, chosen, console))
 
 
 def _print_run(run: Any, console: Console) -> None:
-    from .. import stages
+    from .. import outputs, stages
 
     avatar = stages.best_avatar(run)
     results = {
         "avatar": f"{avatar}/{stages.AVATAR}",
-        "ply": stages.PLY,
+        "ply": outputs.PLY,
         "turntable": "exports/turntable.mp4",
-        "preview": stages.PREVIEW,
+        "preview": outputs.PREVIEW,
     }
     made_of = {"avatar": avatar}  # what the record is called where it is not the path
     paths = {name: str(run.path / path) for name, path in results.items() if run.is_current(made_of.get(name, path))}
@@ -380,8 +285,15 @@ def _print_run(run: Any, console: Console) -> None:
         "seconds": {name: made["seconds"] for name, made in run.state["products"].items()},
         "hdx": __version__,
     }
-    console.note("; ".join(f"{name} {value}" for name, value in stages.shown_scores(run)))
+    console.note("; ".join(f"{name} {value}" for name, value in outputs.shown_scores(run)))
     console.result(facts, [f"{name:<10}{path}" for name, path in paths.items()], paths["avatar"])
+
+
+app.command()(showing.render)
+app.command()(showing.animate)
+app.command()(showing.motions)
+app.command()(showing.export)
+app.command()(showing.view)
 
 
 if __name__ == "__main__":

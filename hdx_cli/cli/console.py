@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import HdxError, Interrupted, ResourceError
-from ..run_folder import DISK_ERRORS
+from ..run_folder import DISK_ERRORS, Made
 
 
 class Console:
@@ -91,6 +91,12 @@ class Console:
 class _Stop(KeyboardInterrupt):
     """Ctrl-C. A plain KeyboardInterrupt that crosses ``exec`` of a string, as dataclasses and numba do, makes CPython
     end by the signal and not with the exit code asked for."""
+
+
+def noted(console: Console, what: str, made: Made, avatar: str | None = None) -> None:
+    """Say what a stage made, and of which avatar."""
+    took = "done before" if made.reused else f"{made.seconds:.1f} s"
+    console.note(f"{what}: {took}" + (f" (of the {avatar} avatar)" if avatar else ""))
 
 
 @contextlib.contextmanager

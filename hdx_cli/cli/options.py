@@ -49,6 +49,9 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks 
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Draw no progress bars.")]
 Force = Annotated[bool, typer.Option("--force", help="Do everything again, whatever is done.")]
 
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Where to write.", metavar="PATH", show_default=False)
+]
 Run = Annotated[Path, typer.Argument(help="A folder that `hdx create` made.", metavar="RUN", show_default=False)]
 
 Person = Annotated[int | None, typer.Option("--person", help="Which person, counted from the left.", min=1)]

@@ -25,15 +25,16 @@ from ..bodies import anny
 from ..bodies.base import BodyFit, BodyModel, joint_transforms
 from ..bodies.fit import fit_body
 from ..camera import Cameras
-from ..errors import HdxError
+from ..errors import HdxError, InputRejected
 from ..geometry import rotvecs_to_matrices
 from ..preprocess.face import face_crop
 from ..run_folder import write_outside
 from .evaluate import true_cameras_in_avatar_world
 from .photos import Sitting, load_sitting
 
-QUICK = Settings(gaussians=30_000, iterations=25, max_side_px=480, completion=False)
+QUICK = Settings(gaussians=30_000, iterations=25, max_side_px=480)
 NOISY_LIMB_RAD, NOISY_TRUNK_RAD = 0.16, 0.05
+CUT_OUT_IOU = 0.85  # below it the estimated matte holds something else than the person
 
 
 def pelvis_of(model: BodyModel, fit: BodyFit) -> np.ndarray:
@@ -76,6 +77,10 @@ def noisy(fit: BodyFit, model: BodyModel, generator: np.random.Generator) -> Bod
 def pair_of(sitting: Sitting, model: BodyModel, variant: str, seed: int) -> dict[str, np.ndarray]:
     """Arrays of one pair, all 8 bit: ``coarse``, ``truth`` [18 H W 4], ``seen`` [18 H W], ``photo`` [H W 4], ``face`` [64 64 3]."""
     observation = sitting.observation()
+    mattes = sitting.matte > 127, sitting.photo.matte > 127
+    iou = (mattes[0] & mattes[1]).sum() / (mattes[0] | mattes[1]).sum()
+    if iou < CUT_OUT_IOU:
+        raise InputRejected(f"cut out wrongly, IoU {iou:.2f}")
     fit = fit_body(model, observation)
     if variant == "noisy":
         fit = noisy(fit, model, np.random.default_rng(seed))
