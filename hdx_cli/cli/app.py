@@ -106,6 +106,7 @@ def create(
             noted(console, "splat file", outputs.export_ply(run), avatar)
             noted(console, "turntable", outputs.render(run, progress=console, device=device), avatar)
             noted(console, "preview", outputs.preview(run, device), avatar)
+            noted(console, "report", outputs.report(run), avatar)
             _print_run(run, console)
 
 
@@ -270,8 +271,9 @@ def _print_run(run: Any, console: Console) -> None:
     results = {
         "avatar": f"{avatar}/{stages.AVATAR}",
         "ply": outputs.PLY,
-        "turntable": "exports/turntable.mp4",
+        "turntable": outputs.TURNTABLE,
         "preview": outputs.PREVIEW,
+        "report": outputs.REPORT,
     }
     made_of = {"avatar": avatar}  # what the record is called where it is not the path
     paths = {name: str(run.path / path) for name, path in results.items() if run.is_current(made_of.get(name, path))}
@@ -293,7 +295,6 @@ app.command()(showing.render)
 app.command()(showing.animate)
 app.command()(showing.motions)
 app.command()(showing.export)
-app.command()(showing.view)
 
 
 if __name__ == "__main__":
