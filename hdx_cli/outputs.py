@@ -117,7 +117,7 @@ def render(
         progress.start("turntable", count)
         gaussians = read_avatar(run.path / avatar).gaussians().to(device)
         azimuths = torch.arange(count) * (2 * math.pi / count)
-        cameras = cameras_round(gaussians, *film.size, azimuths, math.radians(film.elevation_deg))
+        cameras = cameras_round(gaussians.means, *film.size, azimuths, math.radians(film.elevation_deg))
         backdrop = None if film.background == "transparent" else torch.tensor(_rgb(film.background))
 
         def counted():
@@ -221,7 +221,7 @@ def preview(run: RunFolder, device: str = "cpu") -> Made:
 
         gaussians = read_avatar(run.path / avatar).gaussians().to(device)
         azimuths = torch.arange(SHEET_VIEWS) * (2 * math.pi / SHEET_VIEWS)
-        cameras = cameras_round(gaussians, 320, 480, azimuths)
+        cameras = cameras_round(gaussians.means, 320, 480, azimuths)
         views = np.stack(list(frames(gaussians, cameras, torch.ones(3)))).astype(np.float32) / 255
         titles = [f"{round(math.degrees(azimuth))}\N{DEGREE SIGN}" for azimuth in azimuths]
         photo = load_observation(run.path / "observation").photo.rgb

@@ -23,7 +23,7 @@ def test_a_turn_holds_the_whole_person_and_wastes_little(
     gaussians, size: tuple[int, int], elevation_deg: float
 ) -> None:
     azimuths = torch.arange(12) * (2 * math.pi / 12)
-    cameras = cameras_round(gaussians, *size, azimuths, math.radians(elevation_deg))
+    cameras = cameras_round(gaussians.means, *size, azimuths, math.radians(elevation_deg))
     pixels, depth = cameras.project(gaussians.means)
     assert (depth > 0).all()
     share = pixels / torch.tensor(size)
@@ -34,7 +34,7 @@ def test_a_turn_holds_the_whole_person_and_wastes_little(
 
 def test_azimuths_are_equal_steps_from_the_photo_s_side(gaussians) -> None:
     azimuths = torch.tensor([0.0, math.pi / 2, math.pi])
-    positions = cameras_round(gaussians, 480, 720, azimuths).positions()
+    positions = cameras_round(gaussians.means, 480, 720, azimuths).positions()
     centre = positions[[0, 2]].mean(0)
     offsets = (positions - centre) / (positions - centre).norm(dim=1, keepdim=True)
     torch.testing.assert_close(offsets, torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 0, -1]]), atol=1e-5, rtol=0)
@@ -60,7 +60,7 @@ def test_the_orbit_begins_with_the_photo_and_holds_the_person(gaussians) -> None
 
 def test_transparent_frames_carry_straight_colours(gaussians) -> None:
     """Laid over white by the definition of straight alpha, they are the frames on white."""
-    cameras = cameras_round(gaussians, 64, 96, torch.zeros(1))
+    cameras = cameras_round(gaussians.means, 64, 96, torch.zeros(1))
     rgba = next(frames(gaussians, cameras, None)).astype(float)
     on_white = next(frames(gaussians, cameras, torch.ones(3))).astype(float)
     alpha = rgba[..., 3:] / 255

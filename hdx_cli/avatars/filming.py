@@ -38,7 +38,9 @@ def cameras_of(
     count = len(pose.translations)
     rest = avatar.rest.joints
     pelvis = rest[0] + pose.translations  # the root turns about itself
-    way = gaussian_filter1d(pelvis[:, [0, 2]], SMOOTH_S * fps, axis=0, mode="nearest")
+    way = pelvis[:, [0, 2]]
+    straight = way[:1] + np.linspace(0, 1, count)[:, None] * (way[-1:] - way[:1])  # else both ends would lag
+    way = straight + gaussian_filter1d(way - straight, SMOOTH_S * fps, axis=0, mode="nearest")
     if camera == "fixed":
         way = np.zeros_like(way)
     indices, weights = avatar.joint_indices[::EVERY], avatar.joint_weights[::EVERY]

@@ -20,16 +20,20 @@ STRAY = 0.0005
 
 
 def cameras_round(
-    gaussians: Gaussians, width: int, height: int, azimuths_rad: Float[torch.Tensor, "C"], elevation_rad: float = 0.0
+    means: Float[torch.Tensor, "N 3"],
+    width: int,
+    height: int,
+    azimuths_rad: Float[torch.Tensor, "C"],
+    elevation_rad: float = 0.0,
 ) -> Cameras:
     """Cameras [C] on a circle about the vertical axis through the Gaussians' middle that show all of them.
 
     Azimuth 0 looks from world +Z, where the photo was taken from.
     """
     share = torch.tensor([STRAY, 1 - STRAY])
-    bounds = torch.stack([_quantiles(gaussians.means[:, axis], share) for axis in range(3)])
+    bounds = torch.stack([_quantiles(means[:, axis], share) for axis in range(3)])
     centre = bounds.mean(1)
-    radius = float(_quantiles((gaussians.means[:, [0, 2]] - centre[[0, 2]]).norm(dim=1), share)[1])
+    radius = float(_quantiles((means[:, [0, 2]] - centre[[0, 2]]).norm(dim=1), share)[1])
     tall = float(bounds[1, 1] - bounds[1, 0])
     # seen from above, a standing cylinder is as high as its side and its lid together
     tall = tall * math.cos(elevation_rad) + 2 * radius * abs(math.sin(elevation_rad))
