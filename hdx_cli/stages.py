@@ -164,8 +164,8 @@ def fit_coarse(run: RunFolder, options: Options, progress: Progress = Silent()) 
 
     def write(folder: Path) -> dict[str, Any]:
         from .avatars import explicit
-        from .avatars.avatar_file import confidence_by_part, write_avatar
-        from .avatars.turntable import views_of
+        from .avatars.avatar_file import write_avatar
+        from .avatars.turntable import seen_by_part, views_of
         from .bodies import anny
         from .run_files import load_body_fit, load_observation, save_views
 
@@ -178,7 +178,7 @@ def fit_coarse(run: RunFolder, options: Options, progress: Progress = Silent()) 
         write_avatar(folder, avatar)
         progress.start("views", ORBIT_VIEWS)
         save_views(folder / "views", *views_of(avatar.gaussians(), fit.camera, ORBIT_VIEWS), progress)
-        report = {"scores": avatar.scores, "confidence": confidence_by_part(avatar), "gaussians": len(avatar.canonical)}
+        report = {"scores": avatar.scores, "confidence": seen_by_part(avatar), "gaussians": len(avatar.canonical)}
         _write_report(folder, report)
         return report
 
@@ -240,7 +240,8 @@ def refine(run: RunFolder, options: Options, progress: Progress = Silent(), rest
 
     def write(folder: Path) -> dict[str, Any]:
         from .avatars import refine as refining
-        from .avatars.avatar_file import confidence_by_part, read_avatar, write_avatar
+        from .avatars.avatar_file import read_avatar, write_avatar
+        from .avatars.turntable import seen_by_part
         from .run_files import load_body_fit, load_observation, load_views
 
         settings = refining.RefineSettings()
@@ -262,7 +263,7 @@ def refine(run: RunFolder, options: Options, progress: Progress = Silent(), rest
         if not rounds[0]["kept"]:
             progress.warn("W_NOT_REFINED", "the restored views did not make the avatar better; it stays as it was")
         write_avatar(folder, avatar)
-        report = {"scores": avatar.scores, "confidence": confidence_by_part(avatar), "rounds": rounds}
+        report = {"scores": avatar.scores, "confidence": seen_by_part(avatar), "rounds": rounds}
         _write_report(folder, report)
         return report
 

@@ -59,7 +59,8 @@ def toy_run(tmp_path_factory, toy_avatar) -> Path:
     from toy import ToyBody, toy_fit, toy_photo
 
     from hdx_cli import run_files, stages
-    from hdx_cli.avatars.avatar_file import confidence_by_part, write_avatar
+    from hdx_cli.avatars.avatar_file import write_avatar
+    from hdx_cli.avatars.turntable import seen_by_part
     from hdx_cli.run_folder import RunFolder
 
     folder = tmp_path_factory.mktemp("toy")
@@ -74,7 +75,7 @@ def toy_run(tmp_path_factory, toy_avatar) -> Path:
 
         def write(path: Path) -> dict:
             write_avatar(path, toy_avatar)
-            return {"scores": toy_avatar.scores, "confidence": confidence_by_part(toy_avatar)}
+            return {"scores": toy_avatar.scores, "confidence": seen_by_part(toy_avatar)}
 
         run.make("coarse", {}, ["observation", "body.npz"], write)
         assert (run.path / "coarse" / stages.AVATAR).is_file()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ import torch
 
 import hdx_cli.export
 from hdx_cli.avatars import avatar_file
-from hdx_cli.avatars.avatar_file import confidence_by_part, read_avatar, read_description, write_avatar
+from hdx_cli.avatars.avatar_file import read_avatar, read_description, write_avatar
 from hdx_cli.avatars.base import rotation_matrices
-from hdx_cli.bodies.base import PARTS, BodyPose
+from hdx_cli.bodies.base import BodyPose
 from hdx_cli.errors import InputRejected
 
 FORMAT = Path(hdx_cli.export.__file__).parent / "FORMAT.md"
@@ -109,23 +108,6 @@ def test_damage_is_found(tmp_path: Path, toy_avatar) -> None:
     (tmp_path / "avatar.json").unlink()
     with pytest.raises(InputRejected, match="no such file"):
         read_avatar(tmp_path)
-
-
-def test_confidence_is_the_share_of_seen_surface(toy_avatar) -> None:
-    """Worked out by hand: surfaces of 2 x 1 and 3 x 2 at opacities 1 and 1/2 weigh 2 and 3; only the first was seen."""
-    head, torso = PARTS.index("head"), PARTS.index("torso")
-    four = toy_avatar.canonical.select(torch.arange(4))
-    four = replace(
-        four,
-        scales=torch.tensor([[1, 0.1, 2], [3, 2, 0.1], [1, 1, 1], [1, 1, 1]]),
-        opacities=torch.tensor([1, 0.5, 0.3, 0]),
-    )
-    visibility, parts = (
-        np.array([1.0, 0, 0.25, 1], np.float32),
-        np.array([head, head, torso, PARTS.index("foot")], np.uint8),
-    )
-    shares = confidence_by_part(replace(toy_avatar, canonical=four, visibility=visibility, parts=parts))
-    assert shares == pytest.approx({"head": 0.4, "torso": 0.25})
 
 
 def test_the_licences_name_the_body(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from toy import ToyBody, toy_fit, toy_photo
 
-from hdx_cli import stages
+from hdx_cli import outputs, stages
 from hdx_cli.avatars import refine as refining
 from hdx_cli.avatars.avatar_file import read_avatar
 from hdx_cli.avatars.base import Avatar

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from toy import toy_fit
 
-from hdx_cli.avatars.turntable import cameras_round, frames, views_of
+from hdx_cli.avatars.turntable import cameras_round, frames, seen_by_part, views_of
 
 
 @pytest.fixture
@@ -67,3 +68,16 @@ def test_transparent_frames_carry_straight_colours(gaussians) -> None:
     composed = rgba[..., :3] * alpha + 255 * (1 - alpha)
     # rounding of colour and of alpha to 8 bits, and of the result; colours above 1 in thin places are cut before mixing
     assert np.abs(composed - on_white).mean() < 0.5 and np.quantile(np.abs(composed - on_white), 0.99) < 2.5
+
+
+def test_what_the_photo_showed_of_each_part(toy_avatar) -> None:
+    everything, nothing = (
+        np.ones(len(toy_avatar.canonical), np.float32),
+        np.zeros(len(toy_avatar.canonical), np.float32),
+    )
+    assert seen_by_part(replace(toy_avatar, visibility=everything)) == pytest.approx({"head": 1.0, "torso": 1.0})
+    assert seen_by_part(replace(toy_avatar, visibility=nothing)) == pytest.approx({"head": 0.0, "torso": 0.0})
+    # of a body of revolution, what faces the camera is half of what one sees all round
+    in_front = (toy_avatar.canonical.means[:, 2] > 0).numpy().astype(np.float32)
+    shares = seen_by_part(replace(toy_avatar, visibility=in_front))
+    assert shares == pytest.approx({"head": 0.5, "torso": 0.5}, abs=0.06)  # sheets and hems do not end at z = 0

@@ -143,18 +143,3 @@ def read_avatar(path: Path) -> Avatar:
         )
     except (SafetensorError, KeyError, TypeError) as error:
         raise InputRejected(f"{tensors}: not an avatar ({error})", code="E_AVATAR_FORMAT") from None
-
-
-def confidence_by_part(avatar: Avatar) -> dict[str, float]:
-    """For every body part the share of its Gaussians' surface that the photo showed, in [0, 1]; absent parts are left out.
-
-    A Gaussian's surface is taken as the product of its two largest scales.
-    """
-    scales = np.sort(avatar.canonical.scales.detach().numpy(), axis=1)
-    surface = scales[:, 1] * scales[:, 2] * avatar.canonical.opacities.detach().numpy()
-    shares = {}
-    for index, part in enumerate(PARTS):
-        here = avatar.parts == index
-        if surface[here].sum() > 0:
-            shares[part] = float((surface * avatar.visibility)[here].sum() / surface[here].sum())
-    return shares

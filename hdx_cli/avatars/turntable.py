@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from ..bodies.base import PARTS
 from ..camera import Cameras, orbit_of, turntable
 from ..gaussians import Gaussians, sh_from_rgb
-from ..rasterize import rasterize
+from ..rasterize import rasterize, visibility
+from .base import Avatar
 
 # Stray Gaussians must not shrink the person: this share of them may lie outside the frame at each end.
 STRAY = 0.0005
@@ -81,6 +83,23 @@ def views_to_restore(
         seen = [rasterize(marked, cameras[index]).rgb[0, ..., 0] for index in range(len(cameras))]
     rgb, alpha = torch.cat([view.rgb for view in made]), torch.cat([view.alpha for view in made])
     return rgb.clamp(0, 1), alpha.clamp(0, 1), torch.stack(seen).clamp(0, 1)
+
+
+def seen_by_part(avatar: Avatar, views: int = 8, height_px: int = 240) -> dict[str, float]:
+    """Of what one sees of each body part all round, the share that the photo showed, in [0, 1]; absent parts are left out.
+
+    A Gaussian counts by the pixels that it makes in ``views`` pictures round the avatar in the photo's pose.
+    """
+    gaussians = avatar.gaussians()
+    azimuths = torch.arange(views) * (2 * math.pi / views)
+    cameras = cameras_round(gaussians.means, 2 * height_px // 3, height_px, azimuths)
+    pixels = visibility(gaussians, cameras).sum(0).numpy()
+    shares = {}
+    for index, part in enumerate(PARTS):
+        here = avatar.parts == index
+        if pixels[here].sum() > 0:
+            shares[part] = float((pixels * avatar.visibility)[here].sum() / pixels[here].sum())
+    return shares
 
 
 def straight(rgb: Float[torch.Tensor, "C H W 3"], alpha: Float[torch.Tensor, "C H W"]) -> UInt8[np.ndarray, "C H W 4"]:
