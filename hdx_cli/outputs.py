@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from . import __version__
 from .errors import UsageError
 from .progress import Progress, Silent
 from .run_folder import Made, RunFolder, sha256_of
-from .stages import AVATAR, best_avatar
+from .stages import AVATAR, Options, avatar_of, best_avatar
 
 if TYPE_CHECKING:
     from .avatars.base import Avatar
@@ -66,6 +67,20 @@ LICENCES = (
 )
 GLB_CLIPS = ("idle", "walk", "wave")  # in a .glb where none are named
 HTML_CLIPS = ("idle", "walk", "wave", "jumping-jack", "squat", "dance")
+
+
+def everything(
+    run: RunFolder, options: Options, progress: Progress = Silent(), device: str = "cpu", source: Path | None = None
+) -> Iterator[tuple[str, Made]]:
+    """Photo -> avatar, splat file, turntable, preview and report, one after the other; gives each as it is done.
+
+    ``source`` is what messages call the photo.
+    """
+    yield from avatar_of(run, options, progress, source)
+    yield "splat file", export_ply(run)
+    yield "turntable", render(run, progress=progress, device=device)
+    yield "preview", preview(run, device)
+    yield "report", report(run)
 
 
 def export_ply(run: RunFolder, path: Path | None = None, *, up: str = "y", sh_degree: int | None = None) -> Made:

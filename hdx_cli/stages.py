@@ -7,6 +7,7 @@ photo -> ``observation`` -> ``body.npz`` -> ``coarse`` -> ``restored`` -> ``refi
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,6 +270,37 @@ def refine(run: RunFolder, options: Options, progress: Progress = Silent(), rest
 
     config = {"rounds": options.rounds, "seed": options.seed}
     return run.make("refined", config, ["observation", "body.npz", "coarse", "restored"], write)
+
+
+def coarse_of(
+    run: RunFolder, options: Options, progress: Progress = Silent(), source: Path | None = None
+) -> Iterator[tuple[str, Made]]:
+    """Photo -> coarse avatar, one product after the other; the options are remembered for later stages."""
+    run.remember({name: value for name, value in vars(options).items() if value is not None}, options.seed)
+    yield "photo", observe(run, options, progress, source)
+    yield "body", fit_body(run, options, progress)
+    yield "avatar", fit_coarse(run, options, progress)
+
+
+def refined_of(run: RunFolder, options: Options, progress: Progress = Silent()) -> Iterator[tuple[str, Made]]:
+    """Coarse avatar -> restored views and refined avatar; nothing where the options do not refine."""
+    if options.refines:
+        yield "restored views", restore(run, options, progress)
+        yield "refined avatar", refine(run, options, progress)
+
+
+def avatar_of(
+    run: RunFolder, options: Options, progress: Progress = Silent(), source: Path | None = None
+) -> Iterator[tuple[str, Made]]:
+    """Photo -> the best avatar that the options allow.
+
+    Raises:
+        WeightsError: HumanFixer is wanted and its weights are missing, told before any work.
+    """
+    if options.refines:
+        require_restorer()
+    yield from coarse_of(run, options, progress, source)
+    yield from refined_of(run, options, progress)
 
 
 def best_avatar(run: RunFolder) -> str:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hdx_cli.bodies import lifting
 from hdx_cli.bodies.lifting import HEIGHT, WIDTH, Inputs, LiftingNet
-from hdx_cli.bodies.rig import BODY_DIRECTIONS, POSE_LANDMARKS
+from hdx_cli.bodies.rig import BODY_DIRECTIONS, POSE_LANDMARKS, mirrored_directions
 from hdx_cli.errors import WeightsError
 
 
@@ -41,6 +41,22 @@ def test_what_it_finds_has_unit_length_and_depends_on_the_picture() -> None:
     assert torch.isfinite(log_sigma).all()
     other, _ = net(Inputs(given.image.flip(2), given.landmarks, given.directions))
     assert (found - other).abs().max() > 1e-4
+
+
+def test_a_mirrored_photo_gives_mirrored_directions() -> None:
+    """Whatever the weights are, and mirroring twice changes nothing."""
+    net, given = tiny(), inputs()
+    torch.nn.init.normal_(net.head[-1].weight)
+    twice = lifting.mirrored(lifting.mirrored(given))
+    for name in ("image", "landmarks", "directions"):
+        torch.testing.assert_close(getattr(twice, name), getattr(given, name))
+
+    found, sigma = lifting.both_ways(net, given)
+    mirrored, same = lifting.both_ways(net, lifting.mirrored(given))
+    torch.testing.assert_close(mirrored, lifting.mirrored_vectors(found), atol=1e-5, rtol=0)
+    index = mirrored_directions()[0][:BODY_DIRECTIONS]
+    torch.testing.assert_close(same, sigma[:, index], atol=1e-5, rtol=0)
+    assert (found - given.directions).abs().max() > 0.1  # the network had something to say
 
 
 def test_ray_axes_look_along_the_ray_and_keep_the_horizon() -> None:

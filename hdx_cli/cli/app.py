@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,15 +99,7 @@ def create(
         with RunFolder.create(folder, photo, seed=seed, force=force) as run:
             asked["mask"] = run.adopt(mask, "mask") if mask else None
             chosen = stages.Options(**asked)
-            if chosen.refines:
-                stages.require_restorer()
-            _coarse(run, chosen, console, photo)
-            _refined(run, chosen, console)
-            avatar = stages.best_avatar(run)
-            noted(console, "splat file", outputs.export_ply(run), avatar)
-            noted(console, "turntable", outputs.render(run, progress=console, device=device), avatar)
-            noted(console, "preview", outputs.preview(run, device), avatar)
-            noted(console, "report", outputs.report(run), avatar)
+            _tell(outputs.everything(run, chosen, console, device, photo), console)
             _print_run(run, console)
 
 
@@ -145,7 +138,7 @@ def fit_coarse(
                 gender=gender, height_m=height_m, build=build, age=age, focal_px=focal_px, focal_mm35=focal_mm35,
                 gaussians=gaussians, iterations=iterations, seed=seed,
             )  # fmt: skip
-            _coarse(folder, chosen, console)
+            _tell(stages.coarse_of(folder, chosen, console), console)
             _print_run(folder, console)
 
 
@@ -190,7 +183,7 @@ def refine(
         with RunFolder.open(run, force=force) as folder:
             chosen = stages.Options.remembered(folder, restorer="humanfixer", rounds=rounds, seed=seed)
             folder.remember({name: value for name, value in vars(chosen).items() if value is not None}, chosen.seed)
-            _refined(folder, chosen, console)
+            _tell(stages.refined_of(folder, chosen, console), console)
             _print_run(folder, console)
 
 
@@ -245,23 +238,9 @@ def _photo_of(photo: Path | None, sample: bool) -> Path:
     return photo
 
 
-def _coarse(run: Any, chosen: Any, console: Console, source: Path | None = None) -> None:
-    from .. import stages
-
-    run.remember({name: value for name, value in vars(chosen).items() if value is not None}, chosen.seed)
-    noted(console, "photo", stages.observe(run, chosen, console, source))
-    noted(console, "body", stages.fit_body(run, chosen, console))
-    noted(console, "avatar", stages.fit_coarse(run, chosen, console))
-
-
-def _refined(run: Any, chosen: Any, console: Console) -> None:
-    from .. import stages
-
-    if not chosen.refines:
-        console.note("refined avatar: only with --restorer humanfixer")
-        return
-    noted(console, "restored views", stages.restore(run, chosen, console))
-    noted(console, "refined avatar", stages.refine(run, chosen, console))
+def _tell(products: Iterator[tuple[str, Any]], console: Console) -> None:
+    for what, made in products:
+        noted(console, what, made)
 
 
 def _print_run(run: Any, console: Console) -> None:

@@ -20,7 +20,7 @@ from ..bodies import anny, lifting
 from ..bodies.anny_rig import anny_rig, load_calibration
 from ..bodies.fit import body_axes, calibrated_directions, landmark_arrays
 from ..bodies.lifting import HEIGHT, WIDTH, Inputs, LiftingNet
-from ..bodies.rig import BODY_DIRECTIONS, POSE_LANDMARKS, direction_matrix, mirrored_directions, mirrored_landmarks
+from ..bodies.rig import BODY_DIRECTIONS, POSE_LANDMARKS, direction_matrix
 from .calibrate_body import base_positions
 from .photos import load_sitting
 from .synthetic_people import Case
@@ -77,16 +77,6 @@ def gather(photos: Path, cache: Path) -> dict[str, np.ndarray]:
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _mirror(image: Tensor, landmarks: Tensor, directions: Tensor, true: Tensor):
-    index, sign = mirrored_directions()
-    index, sign = torch.from_numpy(index[:BODY_DIRECTIONS]), torch.from_numpy(sign[:BODY_DIRECTIONS]).float()
-    flip = torch.tensor([-1.0, 1, 1])
-    swap = torch.from_numpy(mirrored_landmarks()[:POSE_LANDMARKS])
-    landmarks = landmarks[:, swap] * torch.tensor([-1.0, 1, 1, -1, 1, 1])
-    directions, true = (d[:, index] * sign[:, None] * flip for d in (directions, true))
-    return image.flip(3), landmarks, directions, true
-
-
 def augmented(batch: dict[str, Tensor], generator: torch.Generator, train: bool) -> tuple[Inputs, Tensor]:
     """Network inputs and true directions; in training turned, shifted, scaled, mirrored, recoloured and noisy."""
     image, landmarks = batch["image"].float() / 255, batch["landmarks"]
@@ -129,10 +119,10 @@ def augmented(batch: dict[str, Tensor], generator: torch.Generator, train: bool)
     grey = colour.mean(1, keepdim=True)
     colour = grey + (colour - grey) * uniform(0.0, 1.3, 1, 1, 1)
     colour = colour + 0.04 * torch.randn(colour.shape, generator=generator) * uniform(0, 1, 1, 1, 1) * alpha
-    image = torch.cat([colour.clamp(0, 1) + 0.5 * (1 - alpha), alpha], dim=1)
+    inputs = Inputs(torch.cat([colour.clamp(0, 1) + 0.5 * (1 - alpha), alpha], dim=1), landmarks, directions)
     if torch.rand(1, generator=generator) < 0.5:
-        image, landmarks, directions, true = _mirror(image, landmarks, directions, true)
-    return Inputs(image, landmarks, directions), true
+        return lifting.mirrored(inputs), lifting.mirrored_vectors(true)
+    return inputs, true
 
 
 def loss_of(found: Tensor, log_sigma: Tensor, true: Tensor) -> Tensor:
@@ -148,7 +138,7 @@ def report(net: LiftingNet, data: dict[str, Tensor], generator: torch.Generator)
         for first in range(0, len(data["true"]), 64):
             batch = {name: value[first : first + 64] for name, value in data.items()}
             inputs, true = augmented(batch, generator, train=False)
-            found, _ = net.eval()(inputs)
+            found, _ = lifting.both_ways(net.eval(), inputs)
             errors.append((found - true)[..., 2].abs())
             before.append((inputs.directions - true)[..., 2].abs())
     errors, before = torch.cat(errors), torch.cat(before)
