@@ -1,6 +1,6 @@
 """hdx turns one photo of a person into an animatable 3D Gaussian avatar.
 
-The verbs of the command line can be imported from here: ``from hdx_cli import create, animate, export``; see ``api``.
+The verbs of the command line can be imported from here: ``from hdx_cli import create, animate, export_files``; see ``api``.
 """
 
 __version__ = "0.1.0"

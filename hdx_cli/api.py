@@ -1,10 +1,10 @@
 """hdx from Python: the verbs of the command line as functions of paths, importable from ``hdx_cli`` itself.
 
-    from hdx_cli import create, animate, export
+    from hdx_cli import create, animate, export_files
 
     run = create("photo.jpg", "me", height_m=1.75)
     animate(run, "walk", camera="orbit")
-    export(run, "me.glb", "me.html")
+    export_files(run, "me.glb", "me.html")
 
 Options have the names that they have on the command line, with _ for -. What fails raises ``hdx_cli.errors.HdxError``.
 """
@@ -20,7 +20,7 @@ from .errors import UsageError
 from .progress import Progress, Silent
 from .run_folder import RunFolder
 
-VERBS = ("check", "create", "fit_coarse", "restore", "refine", "render", "animate", "export")
+VERBS = ("check", "create", "fit_coarse", "restore", "refine", "render", "animate", "export_files")
 
 
 def check(photo: str | Path, **options: Any) -> dict[str, Any]:
@@ -141,12 +141,12 @@ def animate(
         return outputs.animate(folder, wanted, _path(output), progress, device).path
 
 
-def export(
+def export_files(
     run: str | Path, *targets: str | Path, force: bool = False, progress: Progress = Silent(), **how: Any
 ) -> list[Path]:
     """Write the avatar as files for other programs, each by its suffix; returns their paths.
 
-    >>> export("photo-avatar", "me.glb", "me.html", motions=("walk", "wave"))
+    >>> export_files("photo-avatar", "me.glb", "me.html", motions=("walk", "wave"))
 
     Args:
         how: fields of ``outputs.Export``.

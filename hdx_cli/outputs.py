@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from .stages import AVATAR, Options, avatar_of, best_avatar
 
 if TYPE_CHECKING:
     from .avatars.base import Avatar
+    from .export.glb import SkinnedGaussians
+    from .gaussians import Gaussians
     from .motion.clip import Clip
 
 PLY, TURNTABLE, PREVIEW, REPORT = "exports/avatar.ply", "exports/turntable.mp4", "preview.png", "report.html"
@@ -65,8 +67,9 @@ LICENCES = (
     ("MediaPipe pose and segmentation", "Apache-2.0; commercial use allowed"),
     ("the networks of hdx", "Apache-2.0; commercial use allowed; data and credits in MODEL_CARD.md of the package"),
 )
-GLB_CLIPS = ("idle", "walk", "wave")  # in a .glb where none are named
-HTML_CLIPS = ("idle", "walk", "wave", "jumping-jack", "squat", "dance")
+VIEWER = "exports/viewer.html"
+CLIPS = ("idle", "walk", "wave")  # in a file that moves, where none are named
+VIEWER_CLIPS = ("idle", "walk", "run", "wave", "jumping-jack", "squat", "turn", "dance", "t-pose")
 
 
 def everything(
@@ -81,19 +84,6 @@ def everything(
     yield "turntable", render(run, progress=progress, device=device)
     yield "preview", preview(run, device)
     yield "report", report(run)
-
-
-def export_ply(run: RunFolder, path: Path | None = None, *, up: str = "y", sh_degree: int | None = None) -> Made:
-    """The best avatar in the photo's pose -> a splatting .ply, in ``exports/`` or at ``path``."""
-    avatar = best_avatar(run)
-
-    def write(partial: Path) -> None:
-        from .avatars.avatar_file import read_avatar
-        from .export.ply import write_ply
-
-        write_ply(partial, read_avatar(run.path / avatar).gaussians(), sh_degree=sh_degree, up=up)
-
-    return _export(run, avatar, PLY, path, {"up": up, "sh_degree": sh_degree}, write)
 
 
 @dataclass(frozen=True)
@@ -217,6 +207,183 @@ def animate(
         "-frames" if take.format == "png" else f".{take.format}"
     )
     return _export(run, product, name, path, asdict(take) | _content_of(take.motion), write)
+
+
+@dataclass(frozen=True)
+class Export:
+    """How an avatar is written for other programs.
+
+    Attributes:
+        motions: clips inside files that move; None takes ``CLIPS``.
+        pose: of files that do not move: photo, rest, or a motion; frame: which frame of it.
+        up: axis that points up in splat files; sh_degree: pad harmonics to this degree (.ply).
+        allow_pickle: as for ``Take``.
+    """
+
+    motions: tuple[str, ...] | None = None
+    pose: str = "photo"
+    frame: int = 0
+    up: str = "y"
+    sh_degree: int | None = None
+    allow_pickle: bool = False
+
+
+def export(run: RunFolder, target: Path, how: Export = Export(), progress: Progress = Silent()) -> Made:
+    """The best avatar -> a file at ``target``, by its suffix (``export.formats``); a folder of .ply where there is none.
+
+    Raises:
+        UsageError: an unknown suffix, motion or frame, or a library that is not installed.
+    """
+    product = best_avatar(run)
+    from .export.formats import FORMATS, format_of
+
+    entry = format_of(target.name if target.suffix else f"{target.name}/")
+    if entry is None or entry.suffix == ".safetensors":
+        written = ", ".join(suffix for suffix in FORMATS if suffix not in ("/", ".safetensors"))
+        raise (
+            UsageError(f"{target}: hdx writes {written} and folders of .ply", hint="hdx export --list", code="E_SUFFIX")
+            if entry is None
+            else UsageError(
+                f"{target}: the avatar file is there already",
+                hint=f"cp -r {run.path / product} {target.stem}",
+                code="E_SUFFIX",
+            )
+        )
+    if entry.moves == "frames" and not how.motions:
+        raise UsageError(
+            f"{target}: a folder of .ply takes a motion", hint=f"hdx export {run.path} {target} --motion walk"
+        )
+
+    def write(partial: Path) -> None:
+        from .avatars.avatar_file import read_avatar
+
+        progress.start(target.name)
+        avatar = read_avatar(run.path / product)
+        _WRITERS[entry.suffix](partial, avatar, how, target.stem)
+
+    from .run_folder import write_outside
+
+    return write_outside(target, write)
+
+
+def export_ply(run: RunFolder, how: Export = Export()) -> Made:
+    """The best avatar -> ``exports/avatar.ply``."""
+    product = best_avatar(run)
+
+    def write(partial: Path) -> None:
+        from .avatars.avatar_file import read_avatar
+
+        _write_ply(partial, read_avatar(run.path / product), how, run.path.name)
+
+    return run.make(PLY, asdict(how) | _content_of(how.pose), [product], write)
+
+
+def viewer(run: RunFolder, how: Export = Export(motions=VIEWER_CLIPS), progress: Progress = Silent()) -> Made:
+    """The best avatar -> ``exports/viewer.html``, a page in which it moves."""
+    product = best_avatar(run)
+
+    def write(partial: Path) -> None:
+        from .avatars.avatar_file import read_avatar
+
+        progress.start("viewer")
+        _write_page(partial, read_avatar(run.path / product), how, run.path.name)
+
+    contents = [_content_of(motion) for motion in how.motions or ()]
+    return run.make(VIEWER, asdict(how) | {"contents": contents}, [product], write)
+
+
+def _write_ply(path: Path, avatar: Avatar, how: Export, title: str) -> None:
+    from .export.ply import write_ply
+
+    write_ply(path, _posed(avatar, how), sh_degree=how.sh_degree, up=how.up)
+
+
+def _write_sequence(path: Path, avatar: Avatar, how: Export, title: str) -> None:
+    from .export.archive import write_sequence
+
+    for motion in how.motions or ():
+        clip = _clip(avatar, motion, allow_pickle=how.allow_pickle)
+        folder = path if len(how.motions) == 1 else path / clip.name
+        frames = (avatar.gaussians(clip.pose, frame) for frame in range(len(clip)))
+        write_sequence(folder, frames, sh_degree=how.sh_degree, up=how.up)
+
+
+def _write_glb(path: Path, avatar: Avatar, how: Export, title: str) -> None:
+    from .avatars.avatar_file import LICENCES
+    from .export.glb import write_glb
+
+    write_glb(path, _skinned(avatar, how, CLIPS), LICENCES)
+
+
+def _write_mesh(path: Path, avatar: Avatar, how: Export, title: str) -> None:
+    from .avatars.avatar_file import LICENCES
+    from .avatars.base import strongest
+    from .bodies import anny
+    from .export.mesh_glb import SkinnedMesh, baked_texture, clothed, write_mesh_glb
+
+    model = anny.load()
+    if avatar.body.model != model.name:
+        raise UsageError(f"{path.name}: hdx has no mesh of the body model {avatar.body.model}")
+    skinned = _skinned(avatar, how, CLIPS)
+    vertices = clothed(model.rest(avatar.body.shape).vertices, model.faces, avatar.canonical, avatar.visibility)
+    mesh = SkinnedMesh(vertices, model.faces, *strongest(model.weights), model.uv, model.uv_faces)
+    texture = baked_texture(mesh, avatar.canonical, avatar.visibility)
+    write_mesh_glb(path, mesh, skinned.rig, skinned.animations, texture=texture, licences=LICENCES)
+
+
+def _write_page(path: Path, avatar: Avatar, how: Export, title: str) -> None:
+    import tempfile
+
+    from .export.html import write_html
+
+    with tempfile.TemporaryDirectory() as folder:
+        glb = Path(folder) / "avatar.glb"
+        _write_glb(glb, avatar, replace(how, motions=how.motions or VIEWER_CLIPS), title)
+        write_html(path, glb.read_bytes(), title)
+
+
+def _write_packed(path: Path, avatar: Avatar, how: Export, title: str) -> None:
+    from .export.packed import write_packed
+
+    write_packed(path, _posed(avatar, how), up=how.up)
+
+
+def _write_archive(path: Path, avatar: Avatar, how: Export, title: str) -> None:
+    from .export.archive import write_archive
+
+    write_archive(path, _skinned(avatar, how, CLIPS))
+
+
+_WRITERS = {
+    ".ply": _write_ply, "/": _write_sequence, ".glb": _write_glb, ".mesh.glb": _write_mesh, ".html": _write_page,
+    ".spz": _write_packed, ".splat": _write_packed, ".sog": _write_packed, ".npz": _write_archive,
+}  # fmt: skip
+
+
+def _posed(avatar: Avatar, how: Export) -> Gaussians:
+    """The Gaussians in the pose that was asked for, feet on y = 0."""
+    if how.pose == "photo":
+        return avatar.gaussians()
+    if how.pose == "rest":
+        from .avatars.base import standing_at_rest
+
+        return avatar.gaussians(standing_at_rest(avatar))
+    clip = _clip(avatar, how.pose, allow_pickle=how.allow_pickle)
+    if how.frame >= len(clip):
+        raise UsageError(f"--frame {how.frame}: {clip.name} has the frames 0 to {len(clip) - 1}")
+    return avatar.gaussians(clip.pose, how.frame)
+
+
+def _skinned(avatar: Avatar, how: Export, default: tuple[str, ...]) -> SkinnedGaussians:
+    from .export.glb import Animation, Rig, SkinnedGaussians
+
+    chosen = how.motions if how.motions is not None else default
+    clips = [_clip(avatar, motion, allow_pickle=how.allow_pickle) for motion in chosen]
+    return SkinnedGaussians(
+        avatar.canonical, avatar.joint_indices, avatar.joint_weights,
+        Rig(avatar.rest.joints, avatar.parents, avatar.joint_names),
+        tuple(Animation(clip.name, clip.pose, clip.fps, clip.loops) for clip in clips),
+    )  # fmt: skip
 
 
 def preview(run: RunFolder, device: str = "cpu") -> Made:

@@ -33,7 +33,10 @@ def test_a_fit_with_another_focal_length_sees_the_person_at_the_same_size_from_a
     points = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)).double() * 0.4
     points = (points + torch.tensor([0.0, 1.0, 0.0])).float()
     cameras = true_cameras_in_avatar_world(
-        truth, camera([0.0, 1.0, 300.0], focal_px=60_000.0), torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+        truth,
+        camera([0.0, 1.0, 300.0], focal_px=60_000.0),
+        torch.tensor([0.0, 1.0, 0.0]),
+        torch.tensor([0.0, 1.0, 0.0]),
     )
     difference = (cameras.project(points)[0] - truth.project(points)[0]).abs().max()
     assert difference < 0.6  # perspective of 1.5 m at 300 m; a focal length left as it was would be 60 px off

@@ -248,8 +248,7 @@ def test_ctrl_c_in_every_stage_and_the_rerun_continues(tmp_path: Path, created: 
 def test_ctrl_c_inside_executed_source_still_exits_130(tmp_path: Path) -> None:
     source = "import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)"
     (tmp_path / "stopped.py").write_text(
-        "from hdx_cli.cli.console import Console, session\n"
-        f"with session(Console()):\n    exec({source!r})\n"
+        f"from hdx_cli.cli.console import Console, session\nwith session(Console()):\n    exec({source!r})\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "stopped"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False

@@ -52,6 +52,13 @@ class Avatar:
         return posed(self.canonical, blend(self.joint_indices, self.joint_weights, transforms))
 
 
+def standing_at_rest(avatar: Avatar) -> BodyPose:
+    """The rest pose (T = 1) with the avatar's lowest Gaussians on y = 0; one in two thousand may lie below."""
+    low = float(np.quantile(avatar.canonical.means[:, 1].numpy(), 0.0005))
+    rotations = np.tile(np.eye(3, dtype=np.float32), (1, len(avatar.parents), 1, 1))
+    return BodyPose(rotations, np.array([[0.0, -low, 0.0]], np.float32))
+
+
 def strongest(weights: Float[np.ndarray, "P J"]) -> tuple[Int[np.ndarray, "P 8"], Float[np.ndarray, "P 8"]]:
     """The 8 largest skinning weights of every row, renormalised, and their joints; joint 0 where a weight is zero."""
     if weights.shape[1] < INFLUENCES:

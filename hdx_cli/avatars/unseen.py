@@ -184,7 +184,7 @@ def shows_at_the_outline(
         distance, _ = tree.query(lab[band][trunk[band]], k=8)
         same = distance[:, -1] < SAME_LAB
         # what most of the trunk wears is its garment, whatever hangs beside it
-        if same.mean() > 0.5:
+        if same.size and same.mean() > 0.5:
             shows[band][trunk[band]] = same
     odd = cv2.dilate((~shows).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     return ~(odd & trunk)

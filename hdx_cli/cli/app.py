@@ -274,6 +274,7 @@ app.command()(showing.render)
 app.command()(showing.animate)
 app.command()(showing.motions)
 app.command()(showing.export)
+app.command()(showing.view)
 
 
 if __name__ == "__main__":

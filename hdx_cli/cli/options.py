@@ -90,3 +90,6 @@ Background = Annotated[
     str, typer.Option("--background", help="white, black, #rrggbb or transparent.", metavar="COLOUR")
 ]
 Elevation = Annotated[float, typer.Option("--elevation-deg", help="Height of the camera.", min=-80.0, max=80.0)]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read motions kept as Python pickles, by a reader that runs no code.")
+]

@@ -70,9 +70,7 @@ def animate(
     background: opt.Background = "white",
     elevation_deg: opt.Elevation = 8.0,
     azimuth_deg: Annotated[float, typer.Option("--azimuth-deg", help="0 looks from the front.")] = 0.0,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read motions kept as Python pickles, by a reader that runs no code.")
-    ] = False,
+    allow_pickle: opt.AllowPickle = False,
     device: opt.Device = "auto",
     force: opt.Force = False,
     json: opt.Json = False,
@@ -110,35 +108,104 @@ def motions(json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbo
         console.result({"motions": BUILT_IN}, lines, "\n".join(BUILT_IN))
 
 
+def _list_formats(wanted: bool) -> None:
+    if wanted:
+        from ..export.formats import FORMATS
+
+        for name, entry in FORMATS.items():
+            needs = f" (needs: pip install 'hdx-cli[{entry.extra}]')" if entry.extra else ""
+            shown = "folder" if name == "/" else name
+            print(f"{shown:<13}{entry.holds}{needs}")
+            print(f"{'':<13}for {entry.purpose}; opened by {entry.opens}; moves: {entry.moves}")
+        raise typer.Exit
+
+
 def export(
     run: opt.Run,
+    targets: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Files to write, each by its suffix; `hdx export --list`.", metavar="OUT...", show_default=False
+        ),
+    ] = None,
     output: opt.Output = None,
+    motion: Annotated[
+        list[str] | None, typer.Option("--motion", help="A motion to put into files that move; may be repeated.")
+    ] = None,
+    pose: Annotated[
+        str, typer.Option("--pose", help="Of files that do not move: photo, rest or a motion.", metavar="NAME")
+    ] = "photo",
+    frame: Annotated[int, typer.Option("--frame", help="Which frame of the motion of --pose.", min=0)] = 0,
     up: Annotated[
         str, typer.Option("--up", help="The axis that points up: y, z or -y.", callback=opt.one_of("y", "z", "-y"))
     ] = "y",
     sh_pad: Annotated[
         int | None, typer.Option("--sh-pad", help="Pad harmonics up to this degree; Unity wants 3.", min=0, max=3)
     ] = None,
+    formats: Annotated[
+        bool,
+        typer.Option("--list", help="List the formats and what opens them.", callback=_list_formats, is_eager=True),
+    ] = False,
+    allow_pickle: opt.AllowPickle = False,
     force: opt.Force = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
 ) -> None:
-    """Write the avatar of a run folder, in the pose of the photo, as a Gaussian splatting .ply."""
+    """Write the avatar of a run folder for other programs; exports/avatar.ply where no file is named."""
     from .. import outputs, stages
     from ..run_folder import RunFolder
 
-    with session(Console(json=json, quiet=quiet, verbose=verbose)) as console:
-        if output is not None and output.suffix.lower() != ".ply":
-            raise UsageError(
-                f"-o {output}: hdx writes .ply files", hint=f"hdx export {run} -o {output.with_suffix('.ply')}"
-            )
+    with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        wanted = [*(targets or []), *([output] if output else [])]
+        how = outputs.Export(tuple(motion) if motion else None, pose, frame, up, sh_pad, allow_pickle)
         with RunFolder.open(run, force=force) as folder:
             avatar = stages.best_avatar(folder)
-            made = outputs.export_ply(folder, output, up=up, sh_degree=sh_pad)
-        noted(console, "splat file", made, avatar)
-        facts = {"ply": str(made.path), "of": avatar, "seconds": made.seconds}
-        console.result(facts, [str(made.path)], str(made.path))
+            made = [outputs.export(folder, target, how, console) for target in wanted]
+            if not wanted:
+                made = [outputs.export_ply(folder, how)]
+        for file in made:
+            noted(console, file.path.name, file, avatar)
+        paths = [str(file.path) for file in made]
+        facts = {"files": paths, "of": avatar, "seconds": round(sum(file.seconds for file in made), 3)}
+        console.result(facts, paths, "\n".join(paths))
+
+
+def view(
+    run: opt.Run,
+    motion: Annotated[
+        list[str] | None, typer.Option("--motion", help="Only this motion, or a file; may be repeated.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", help="0 takes a free one.", min=0, max=65535)] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the browser.")] = True,
+    allow_pickle: opt.AllowPickle = False,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Open the moving avatar of a run folder in the browser, served to this machine only; Ctrl-C ends it."""
+    import threading
+    import webbrowser
+
+    from .. import outputs, stages
+    from ..export.server import serve
+    from ..run_folder import RunFolder
+
+    with session(Console(quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        how = outputs.Export(motions=tuple(motion) if motion else outputs.VIEWER_CLIPS, allow_pickle=allow_pickle)
+        with RunFolder.open(run, force=force) as folder:
+            avatar = stages.best_avatar(folder)
+            made = outputs.viewer(folder, how, console)
+            page = made.path.read_bytes()
+        noted(console, "viewer", made, avatar)
+        with serve(page, port) as address:
+            console.result({}, [address], address)
+            console.note("Ctrl-C ends it")
+            if browser:
+                webbrowser.open(address)
+            threading.Event().wait()
 
 
 def _colour(name: str) -> str:
