@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import struct
 from dataclasses import replace
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from scipy.spatial.transform import Rotation, Slerp
 
 from hdx_cli.avatars.base import Avatar
-from hdx_cli.bodies.base import Body, BodyPose, RestBody, joint_transforms
+from hdx_cli.bodies.base import Body, BodyPose, RestBody, joint_transforms, skin
 from hdx_cli.errors import InputRejected, NothingToDo, UsageError
 from hdx_cli.export.glb import (
     SPLATTING,
@@ -27,7 +29,9 @@ from hdx_cli.export.glb import (
     read_glb,
     write_glb,
 )
-from hdx_cli.gaussians import SH_C0, Gaussians
+from hdx_cli.export.mesh_glb import SkinnedMesh, baked_texture, clothed, vertex_colours, write_mesh_glb
+from hdx_cli.gaussians import SH_C0, Gaussians, sh_from_rgb
+from hdx_cli.mesh import vertex_normals
 
 JOINTS = 12
 PARENTS = np.array([-1, 0, 1, 2, 0, 4, 5, 1, 7, 8, 2, 10])
@@ -411,7 +415,7 @@ def test_any_single_value_gone_wrong_is_read_or_refused_never_a_crash(tmp_path: 
     rng = np.random.default_rng(0)
     wrong = [None, -1, 10**30, 1e300, [], {}, "x", float("nan"), 2**31, True, 0, [[]], {"node": 7}, 65535]
     path, refused = tmp_path / "a.glb", 0
-    for _ in range(400):
+    for _ in range(200):
         document = copy.deepcopy(written.json)
         way = places[rng.integers(1, len(places))]
         holder = document
@@ -425,13 +429,12 @@ def test_any_single_value_gone_wrong_is_read_or_refused_never_a_crash(tmp_path: 
         except InputRejected as error:
             refused += 1
             assert str(path) in error.message and "\n" not in error.message
-    assert refused > 100
+    assert refused > 50
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda json: json["animations"][0]["extras"]["hdx"].update(fps=9999.0) or json["accessors"].extend([]), None),
         (lambda json: json["nodes"][3].update(rotation=[0, 1, 0, 0]), "rest rotations"),
         (lambda json: json["nodes"][3].update(children=[2]), "not in order"),
         (lambda json: json["skins"][0]["joints"].append(1), "joints twice"),
@@ -439,19 +442,16 @@ def test_any_single_value_gone_wrong_is_read_or_refused_never_a_crash(tmp_path: 
         (lambda json: json["accessors"][0].update(count=10**7), "more than"),
         (lambda json: json["accessors"][0].update(sparse={}), "sparse"),
         (lambda json: json["meshes"][0]["primitives"][0].update(extensions={}), "0 primitives"),
-        (lambda json: json["animations"].extend(json["animations"] * 10**4), "key frames|MiB"),
+        (lambda json: json["animations"].extend(json["animations"] * 10**4), "20000 channels"),
     ],
 )
-def test_files_that_are_no_avatar_say_why(tmp_path: Path, written: Oracle, change, reason: str | None) -> None:
+def test_files_that_are_no_avatar_say_why(tmp_path: Path, written: Oracle, change, reason: str) -> None:
     document = copy.deepcopy(written.json)
     change(document)
     path = tmp_path / "a.glb"
     path.write_bytes(rebuilt(document, written.binary))
-    if reason is None:
-        assert len(read_glb(path).animations[0].pose.rotations) == round(4 / 30 * 9999) + 1
-    else:
-        with pytest.raises(InputRejected, match=reason):
-            read_glb(path)
+    with pytest.raises(InputRejected, match=reason):
+        read_glb(path)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path, written: Oracle) -> None:
@@ -459,6 +459,16 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, written: Oracle)
     struct.pack_into("<f", binary, written.json["bufferViews"][0]["byteOffset"] + 4, np.nan)
     (tmp_path / "a.glb").write_bytes(rebuilt(written.json, bytes(binary)))
     with pytest.raises(InputRejected, match="not finite"):
+        read_glb(tmp_path / "a.glb")
+
+
+def test_a_clip_of_years_is_refused(tmp_path: Path, written: Oracle) -> None:
+    binary = bytearray(written.binary)
+    times = written.json["accessors"][written.json["animations"][0]["samplers"][0]["input"]]
+    start = written.json["bufferViews"][times["bufferView"]]["byteOffset"] + times.get("byteOffset", 0)
+    struct.pack_into("<f", binary, start + 4 * times["count"] - 4, 1e8)
+    (tmp_path / "a.glb").write_bytes(rebuilt(written.json, bytes(binary)))
+    with pytest.raises(InputRejected, match="clips of more than 256 MiB"):
         read_glb(tmp_path / "a.glb")
 
 
@@ -475,3 +485,126 @@ def test_a_splat_without_a_skin_is_one_joint(tmp_path: Path, written: Oracle) ->
     path.write_bytes(rebuilt(document, written.binary))
     with pytest.raises(InputRejected, match="a node moves"):
         read_glb(path)
+
+
+def discs_at(points: np.ndarray, rgb: np.ndarray) -> Gaussians:
+    count = len(points)
+    return Gaussians(
+        means=torch.from_numpy(points.astype(np.float32)),
+        quats=torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
+        scales=torch.full((count, 3), 0.004),
+        opacities=torch.full((count,), 0.9),
+        sh=sh_from_rgb(torch.from_numpy(rgb.astype(np.float32))),
+    )
+
+
+def quad_mesh() -> SkinnedMesh:
+    """A square of 0.2 m in the plane z = 0 in two triangles, texture coordinates upright; the right edge on joint 1."""
+    vertices = np.array([[0.0, 1, 0], [0.2, 1, 0], [0.2, 1.2, 0], [0, 1.2, 0]])
+    faces = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
+    indices, weights = np.zeros((4, 8), int), np.eye(1, 8).repeat(4, 0)
+    indices[1:3, 0] = 1
+    return SkinnedMesh(vertices, faces, indices, weights, np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]]), faces)
+
+
+def test_a_surface_moves_out_to_where_the_gaussians_are() -> None:
+    ball, eye = trimesh.creation.icosphere(3, radius=0.3), trimesh.creation.icosphere(2, radius=0.02)
+    vertices = np.concatenate([ball.vertices, eye.vertices + [0, 0, 0.29]])
+    faces = np.concatenate([ball.faces, eye.faces + len(ball.vertices)])
+    directions = trimesh.creation.icosphere(5).vertices
+    # clothes 2 cm above the upper half, nothing known of the lower
+    coat = directions[directions[:, 1] > 0] * 0.32
+    stray = np.array([[0.0, 0.9, 0.0], [0.1, 0.05, 0.0]])  # too far out, and deep inside
+    cloud = discs_at(np.concatenate([coat, stray]), np.full((len(coat) + 2, 3), 0.5))
+    moved = clothed(vertices, faces, cloud, np.ones(len(cloud)))
+    radius = np.linalg.norm(moved[: len(ball.vertices)], axis=1)
+    upper = ball.vertices[:, 1] > 0.05
+    np.testing.assert_allclose(radius[upper], 0.32, atol=2e-3)  # smoothing next to the rim
+    assert (radius > 0.29).all() and (radius < 0.33).all()  # what is unknown continues what is known
+    change = (moved - vertices)[len(ball.vertices) :]
+    np.testing.assert_allclose(change, np.tile(change[0], (len(change), 1)), atol=1e-12)  # the eye keeps its shape
+    assert change[0, 2] == pytest.approx(0.02, abs=4e-3)
+
+
+def test_colours_are_those_of_the_gaussians_there_and_the_photo_goes_first() -> None:
+    grid = np.stack(np.meshgrid(np.linspace(0, 0.2, 40), np.linspace(0, 0.2, 40)), -1).reshape(-1, 2)
+    points = np.concatenate([grid, np.zeros((1600, 1))], axis=1)
+    red, blue = np.array([1.0, 0, 0]), np.array([0, 0, 1.0])
+    cloud = discs_at(points, np.where(points[:, :1] < 0.1, red, blue))
+    colours = vertex_colours(np.array([[0.02, 0.1, 0.001], [0.18, 0.1, 0], [0.5, 0.1, 3.0]]), cloud, np.ones(1600))
+    np.testing.assert_allclose(colours, [red, blue, blue], atol=1e-6)
+    mixed = discs_at(np.zeros((2, 3)), np.stack([red, blue]))
+    colour = vertex_colours(np.zeros((1, 3)), mixed, np.array([1.0, 0.0]))[0]
+    assert colour[0] == pytest.approx(6 / 7, abs=1e-6)  # (1 + 0.2) against 0.2
+    unseen = replace(mixed, opacities=torch.tensor([0.01, 0.01]))
+    with pytest.raises(NothingToDo, match="no Gaussian"):
+        vertex_colours(np.zeros((1, 3)), unseen, np.ones(2))
+
+
+def test_a_texture_is_the_right_way_up() -> None:
+    mesh = quad_mesh()
+    grid = np.stack(np.meshgrid(np.linspace(0, 0.2, 60), np.linspace(1, 1.2, 60)), -1).reshape(-1, 2)
+    points = np.concatenate([grid, np.zeros((3600, 1))], axis=1)
+    colours = np.stack([points[:, 0] / 0.2, (points[:, 1] - 1) / 0.2, 0 * points[:, 0]], axis=1)
+    texture = baked_texture(mesh, discs_at(points, colours), np.ones(3600), 64) / 255
+    across = (np.arange(64) + 0.5) / 64
+    # red grows to the right, green towards the top row; neighbours 3 mm apart average over 0.02 of the range or so
+    np.testing.assert_allclose(texture[..., 0], np.tile(across, (64, 1)), atol=0.04)
+    np.testing.assert_allclose(texture[..., 1], np.tile(across[::-1, None], (1, 64)), atol=0.04)
+    with pytest.raises(UsageError, match="vertex colours"):
+        baked_texture(replace(mesh, uv=None, uv_faces=None), discs_at(points, colours), np.ones(3600), 64)
+
+
+@pytest.mark.parametrize("textured", [True, False])
+def test_a_reader_by_the_book_poses_the_mesh_as_the_body_is_posed(tmp_path: Path, textured: bool) -> None:
+    avatar = some_avatar(162)  # weights and joints for as many vertices
+    ball = trimesh.creation.icosphere(2)
+    corners = np.arange(3 * len(ball.faces)).reshape(-1, 3)
+    uv = np.random.default_rng(0).random((corners.size, 2))
+    mesh = SkinnedMesh(ball.vertices.view(np.ndarray), ball.faces.view(np.ndarray), avatar.joint_indices,
+                       avatar.joint_weights, uv, corners)  # fmt: skip
+    pose, rig = some_motion(6), Rig(avatar.rest.joints, avatar.parents, avatar.joint_names)
+    picture = np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+    looks = {"texture": picture} if textured else {"colours": np.full((162, 3), 0.5)}
+    write_mesh_glb(tmp_path / "a.mesh.glb", mesh, rig, [Animation("a", pose, 24.0)], **looks)
+    oracle = Oracle(tmp_path / "a.mesh.glb")
+    primitive = oracle.json["meshes"][0]["primitives"][0]
+    triangles = oracle.raw(primitive["indices"])[:, 0].reshape(-1, 3)
+    shift = np.array(oracle.json["asset"]["extras"]["hdx"]["rest_shift_m"])
+    rest = oracle.attribute("POSITION")
+    np.testing.assert_allclose(rest[triangles], mesh.vertices[mesh.faces] + shift, atol=1e-6)
+    assert rest[:, 1].min() == pytest.approx(0, abs=1e-6)
+    if textured:
+        np.testing.assert_allclose(oracle.attribute("TEXCOORD_0")[triangles], uv[corners] * [1, -1] + [0, 1], atol=1e-6)
+        view = oracle.json["bufferViews"][oracle.json["images"][0]["bufferView"]]
+        image = Image.open(io.BytesIO(oracle.binary[view["byteOffset"] :][: view["byteLength"]]))
+        assert image.size == (16, 16) and "COLOR_0" not in primitive["attributes"]
+    else:
+        np.testing.assert_allclose(oracle.attribute("NORMAL"), vertex_normals(rest, mesh.faces), atol=1e-6)
+        assert (oracle.raw(primitive["attributes"]["COLOR_0"]) == [55, 55, 55, 255]).all()  # linear light of 0.5
+    weights = np.zeros((162, JOINTS))
+    np.add.at(weights, (np.arange(162)[:, None], avatar.joint_indices), avatar.joint_weights)
+    for frame in range(6):
+        transforms = joint_transforms(pose.rotations[frame], rig.joints, PARENTS, pose.translations[frame])
+        expected = skin(mesh.vertices, weights, transforms)[0]
+        means, _ = oracle.skinned(oracle.joint_matrices(0, frame / 24))
+        np.testing.assert_allclose(means[triangles], expected[mesh.faces], atol=2e-3)  # key frames, as above
+    loaded = trimesh.load(tmp_path / "a.mesh.glb", force="mesh")
+    assert len(loaded.faces) == len(ball.faces) and loaded.area == pytest.approx(ball.area, rel=1e-5)
+
+
+def test_meshes_that_are_none(tmp_path: Path) -> None:
+    mesh, path = quad_mesh(), tmp_path / "a.mesh.glb"
+    rig = Rig(np.zeros((2, 3)), np.array([-1, 0]), ("a", "b"))
+    with pytest.raises(NothingToDo):
+        write_mesh_glb(path, replace(mesh, faces=mesh.faces[:0], uv_faces=mesh.faces[:0]), rig)
+    with pytest.raises(InputRejected):
+        write_mesh_glb(path, replace(mesh, faces=mesh.faces + 2), rig)
+    with pytest.raises(InputRejected):
+        write_mesh_glb(path, replace(mesh, vertices=mesh.vertices * np.nan), rig)
+    with pytest.raises(UsageError, match="texture"):
+        plain = replace(mesh, uv=None, uv_faces=None)
+        write_mesh_glb(path, plain, rig, texture=np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(UsageError, match="beyond the rig"):
+        write_mesh_glb(path, mesh, Rig(np.zeros((1, 3)), np.array([-1]), ("a",)))
+    assert not path.exists()
