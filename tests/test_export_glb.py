@@ -26,9 +26,9 @@ from hdx_cli.export.glb import (
     SkinnedGaussians,
     key_frames,
     quantised_weights,
-    read_glb,
     write_glb,
 )
+from hdx_cli.export.glb_reader import read_glb
 from hdx_cli.export.mesh_glb import SkinnedMesh, baked_texture, clothed, vertex_colours, write_mesh_glb
 from hdx_cli.gaussians import SH_C0, Gaussians, sh_from_rgb
 from hdx_cli.mesh import vertex_normals

@@ -16,7 +16,7 @@ from conftest import hdx
 import hdx_cli
 from hdx_cli import outputs
 from hdx_cli.errors import UsageError
-from hdx_cli.export.glb import read_glb
+from hdx_cli.export.glb_reader import read_glb
 from hdx_cli.export.ply import read_ply
 from hdx_cli.motion import BUILT_IN, load
 from hdx_cli.run_folder import RunFolder
