@@ -68,6 +68,7 @@ LICENCES = (
     ("the networks of hdx", "Apache-2.0; commercial use allowed; data and credits in MODEL_CARD.md of the package"),
 )
 VIEWER = "exports/viewer.html"
+STILL_S = 2.0  # length of the film of a single pose
 CLIPS = ("idle", "walk", "wave")  # in a file that moves, where none are named
 VIEWER_CLIPS = ("idle", "walk", "run", "wave", "jumping-jack", "squat", "turn", "dance", "t-pose")
 
@@ -185,8 +186,8 @@ def animate(
         clip = _clip(
             avatar, take.motion, fps=take.fps, speed=take.speed, frames=take.frames, allow_pickle=take.allow_pickle
         )
-        if take.seconds is not None:
-            clip = repeated(clip, take.seconds)
+        if take.seconds is not None or len(clip) == 1:
+            clip = repeated(clip, take.seconds or STILL_S)
         cameras = cameras_of(
             avatar, clip.pose, clip.fps, *take.size, take.camera,
             math.radians(take.elevation_deg), math.radians(take.azimuth_deg),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -149,6 +152,20 @@ def test_mistakes_with_files(tmp_path: Path, run: Path) -> None:
     assert done.returncode == 2 and "there already" in done.stderr
     listed = hdx("export", "--list", cwd=tmp_path)
     assert listed.returncode == 0 and all(suffix in listed.stdout for suffix in (".glb", ".spz", ".html", "Blender"))
+
+
+def test_view_serves_the_page_until_ctrl_c(tmp_path: Path, run: Path) -> None:
+    command = [sys.executable, "-u", "-m", "hdx_cli.cli.app", "view", run, "--motion", "idle", "--no-browser"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    address = process.stdout.readline().strip()
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        page = answer.read()
+    assert page == (run / "exports/viewer.html").read_bytes() and b"<title>my run</title>" in page
+    process.send_signal(signal.SIGINT)
+    words = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and "Traceback" not in words, words
+    with pytest.raises(OSError):
+        urllib.request.urlopen(address, timeout=5)
 
 
 # ---- from Python

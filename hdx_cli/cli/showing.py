@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Annotated
@@ -205,7 +206,8 @@ def view(
             console.note("Ctrl-C ends it")
             if browser:
                 webbrowser.open(address)
-            threading.Event().wait()
+            with contextlib.suppress(KeyboardInterrupt):  # the way to leave, not a failure
+                threading.Event().wait()
 
 
 def _colour(name: str) -> str:
