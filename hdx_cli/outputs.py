@@ -169,6 +169,7 @@ def animate(
         InputRejected: the motion file is none that hdx reads.
     """
     product = best_avatar(run)
+    _warn_of_pickles(progress, (take.motion,), take.allow_pickle)
     _require_alpha(take.background, take.format, f"hdx animate {run.path} --motion {take.motion}")
 
     def write(partial: Path) -> dict[str, Any]:
@@ -254,6 +255,8 @@ def export(run: RunFolder, target: Path, how: Export = Export(), progress: Progr
         raise UsageError(
             f"{target}: a folder of .ply takes a motion", hint=f"hdx export {run.path} {target} --motion walk"
         )
+
+    _warn_of_pickles(progress, (*(how.motions or ()), how.pose), how.allow_pickle)
 
     def write(partial: Path) -> None:
         from .avatars.avatar_file import read_avatar
@@ -504,6 +507,12 @@ def _clip(avatar: Avatar, source: str, **how: Any) -> Clip:
     from .motion import load
 
     return load(source, avatar.rest, avatar.parents, avatar.joint_names, **how)
+
+
+def _warn_of_pickles(progress: Progress, motions: tuple[str, ...], allowed: bool) -> None:
+    for motion in motions if allowed else ():
+        if Path(motion).suffix.lower() in (".pkl", ".pt", ".pth"):
+            progress.warn("W_PICKLE", f"{motion}: a pickle; only its arrays are read, but know where it comes from")
 
 
 def _content_of(motion: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Integer
+from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..bodies.base import PARTS
@@ -44,10 +45,12 @@ def loosened(
     weights = np.zeros((len(around), len(joints)), np.float32)
     columns = np.searchsorted(joints, joint_indices[around])
     np.add.at(weights, (np.arange(len(around))[:, None], columns), joint_weights[around])
-    kept, share = weights[row].copy(), free[moving, None].astype(np.float32)
+    share = free[moving, None].astype(np.float32)
+    rows = np.repeat(np.arange(len(moving)), near.shape[1])
+    mean = csr_matrix(((share * closeness).ravel(), (rows, near.ravel())), (len(moving), len(around)))
+    kept = (1 - share) * weights[row]
     for _ in range(ROUNDS):
-        mean = sum(closeness[:, k : k + 1] * weights[near[:, k]] for k in range(near.shape[1]))
-        weights[row] = (1 - share) * kept + share * mean
+        weights[row] = kept + mean @ weights
     indices, values = strongest(weights[row])
     joint_indices, joint_weights = joint_indices.copy(), joint_weights.copy()
     joint_indices[moving], joint_weights[moving] = joints[indices].astype(joint_indices.dtype), values

