@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .observation import Observation, Photo
 
 AVATAR, ORBIT_VIEWS = "avatar.safetensors", 18
-RESTORED_HEIGHT = 480  # of views for a restorer that does not say what it was trained on; they are two thirds as wide
+RESTORED_HEIGHT = 288  # rows of the views that are restored, unless the network takes more; they are two thirds as wide
 # what makes up what the photo does not show: rules, a small network in the coarse fit, or that network and HumanFixer
 RESTORERS = ("none", "completion", "humanfixer")
 DEFAULT_RESTORER, DEFAULT_ROUNDS = "humanfixer", 1  # the best by measure on validation people
@@ -219,7 +219,7 @@ def restore(run: RunFolder, options: Options, progress: Progress = Silent(), res
         fixer = restorer or _restorer()
         avatar, observation = read_avatar(coarse), load_observation(run.path / "observation")
         camera = load_body_fit(run.path / "body.npz").camera
-        height = fixer.model.config.height if restorer is None else RESTORED_HEIGHT
+        height = max(RESTORED_HEIGHT, fixer.model.config.height) if restorer is None else RESTORED_HEIGHT
         window = closed_in(avatar.gaussians().means, camera, 2 * height // 3, height)
         cameras = orbit_of(window, ORBIT_VIEWS)
         pictures = _restored(fixer, avatar, observation, camera, cameras, None, options.seed, progress)

@@ -14,6 +14,7 @@ from hdx_cli.humanfixer.diffusion import karras_sigmas, velocity_to
 from hdx_cli.humanfixer.identity import FaceProjection, Identity
 from hdx_cli.humanfixer.latents import BlockDct
 from hdx_cli.humanfixer.restorer import (
+    BLUR_ROWS,
     CONDITION_CHANNELS,
     Config,
     HumanFixer,
@@ -182,6 +183,29 @@ def test_the_restorer_repeats_itself_and_takes_any_size(model):
     odd = {name: value[:, :45, :29] if value.shape[:1] == (18,) else value[:45, :29]
            for name, value in arguments(face=False).items() if value is not None}  # fmt: skip
     assert restorer(**odd)[0].shape == (18, 45, 29, 3)
+
+
+@pytest.mark.parametrize("darker", [0.0, 0.2])
+def test_views_larger_than_the_network_s_keep_their_detail(monkeypatch, darker):
+    """What a network of half the size leaves alone comes back bit by bit; what it darkens everywhere is darker, no softer."""
+    small = HumanFixer(replace(CONFIG, height=H // 2)).eval()
+
+    def restored(self, coarse, *rest):
+        assert coarse.shape[-2:] == (H // 2, W // 2)
+        blurred = gaussian_blur(coarse[0], CONFIG.base_blur * (H // 2) / BLUR_ROWS)
+        changed = torch.cat([blurred[:, :3] - darker * blurred[:, 3:], blurred[:, 3:]], 1)
+        return close_cycle(changed[None], CONFIG.variant)
+
+    monkeypatch.setattr(HumanFixer, "restored", restored)
+    given = arguments()
+    stripes = 0.2 * (torch.arange(H) % 2)[:, None, None] * given["alpha"][..., None]
+    given["rgb"] = (given["rgb"] - stripes).clamp(0, 1)
+    rgb, alpha = Restorer(small)(**given)
+    torch.testing.assert_close(rgb[0], given["photo_rgb"])
+    deep = -torch.nn.functional.max_pool2d(-given["alpha"][:, None], 9, 1, 4)[1:, 0] > 0.99
+    inside = deep & (given["rgb"][1:].amin(-1) > darker + 0.05)
+    torch.testing.assert_close(rgb[1:][inside], given["rgb"][1:][inside] - darker, atol=2e-2 if darker else 1e-6, rtol=0)
+    torch.testing.assert_close(alpha[1:], given["alpha"][1:])
 
 
 def test_nothing_over_white_is_darker_than_its_alpha(model):

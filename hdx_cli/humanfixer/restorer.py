@@ -294,7 +294,11 @@ class HumanFixer(nn.Module):
 
 @dataclass(frozen=True)
 class Restorer:
-    """Restores the 18 views of one person with a trained network, at whatever size they come."""
+    """Restores the 18 views of one person with a trained network, at whatever size they come.
+
+    Views of more rows than the network was trained at keep their own detail: they are restored at its size, and what
+    that changed of their base is added to them.
+    """
 
     model: HumanFixer
 
@@ -334,9 +338,24 @@ class Restorer:
         coarse = torch.cat([rgb, alpha[..., None]], -1).permute(0, 3, 1, 2)[None].to(device)
         photo = torch.cat([photo_rgb, photo_alpha[..., None]], -1).permute(2, 0, 1)[None].to(device)
         faces = torch.zeros(1, 3, 64, 64) if face is None else face.permute(2, 0, 1)[None]
-        frames = self.model.restored(
-            coarse, seen[None].to(device), photo, faces.to(device), sigmas, torch.Generator().manual_seed(seed),
+        size = rgb.shape[1:3]
+        smaller = config.height, round(size[1] * config.height / size[0])
+        fits = smaller[0] >= size[0]
+        little = [part if fits else shrunk(part, smaller) for part in (coarse, seen[None, :, None].to(device), photo[:, None])]
+        frames = open_cycle(self.model.restored(
+            little[0], little[1][:, :, 0], little[2][:, 0], faces.to(device), sigmas, torch.Generator().manual_seed(seed),
             sigma_seen, progress,
-        )  # fmt: skip
-        images = open_cycle(frames)[0].permute(0, 2, 3, 1).cpu()
-        return images[..., :3], images[..., 3]
+        ))[0]  # fmt: skip
+        if not fits:
+            blurred = gaussian_blur(little[0][0], config.base_blur * config.height / BLUR_ROWS)
+            change = functional.interpolate(frames - blurred, size=size, mode="bicubic", align_corners=False)
+            frames = (coarse[0] + change).clamp(0, 1)
+            frames[0] = photo[0]
+            frames[:, :3] = torch.maximum(frames[:, :3], 1 - frames[:, 3:])  # over white nothing is darker than that
+        images = frames.permute(0, 2, 3, 1).cpu()
+        return images[..., :3].contiguous(), images[..., 3].contiguous()
+
+
+def shrunk(images: Float[Tensor, "B L C H W"], size: tuple[int, int]) -> Float[Tensor, "B L C h w"]:
+    """Images at a smaller size, every pixel the mean of what it covers."""
+    return functional.interpolate(images.flatten(0, 1), size=size, mode="area").unflatten(0, images.shape[:2])
