@@ -3,7 +3,15 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from hdx_cli.avatars.base import axes_of_factors, blend, inverse_transforms, posed, rotation_matrices, strongest
+from hdx_cli.avatars.base import (
+    axes_of_factors,
+    blend,
+    inverse_matrices,
+    inverse_transforms,
+    posed,
+    rotation_matrices,
+    strongest,
+)
 from hdx_cli.gaussians import Gaussians
 
 
@@ -82,3 +90,8 @@ def test_blend_with_one_joint_is_that_joint():
     transforms = np.random.default_rng(0).normal(size=(5, 4, 4))
     joints, weights = strongest(np.pad(np.eye(5), ((0, 0), (0, 4)))[[2, 4]])
     np.testing.assert_allclose(blend(joints, weights, transforms), transforms[[2, 4], :3].astype(np.float32), rtol=1e-6)
+
+
+def test_inverses_are_those_of_lapack() -> None:
+    matrices = torch.randn(200, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(inverse_matrices(matrices), torch.linalg.inv(matrices), rtol=1e-9, atol=1e-9)

@@ -90,9 +90,20 @@ def posed(gaussians: Gaussians, transforms: Float[np.ndarray, "N 3 4"]) -> Gauss
 
 
 def inverse_transforms(transforms: Float[np.ndarray, "N 3 4"]) -> Float[np.ndarray, "N 3 4"]:
-    """Inverses of affine transforms [N 3 4]."""
-    linear = np.linalg.inv(transforms[:, :, :3].astype(np.float64))
+    """Inverses of affine transforms [N 3 4], in float64."""
+    linear = inverse_matrices(torch.from_numpy(transforms[:, :, :3].astype(np.float64))).numpy()
     return np.concatenate([linear, -linear @ transforms[:, :, 3:]], axis=2)
+
+
+def inverse_matrices(matrices: Float[Tensor, "N 3 3"]) -> Float[Tensor, "N 3 3"]:
+    """Inverses: their rows are the cross products of the columns over the determinant (Cramer).
+
+    LAPACK would wake its threads for every one of a hundred thousand such matrices, which takes minutes on a machine
+    that has other work.
+    """
+    x, y, z = matrices.unbind(-1)
+    rows = torch.stack([torch.linalg.cross(y, z), torch.linalg.cross(z, x), torch.linalg.cross(x, y)], dim=-2)
+    return rows / (x * rows[:, 0]).sum(-1)[:, None, None]
 
 
 def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:

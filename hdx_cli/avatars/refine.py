@@ -27,7 +27,7 @@ from ..gaussians import SH_C0, Gaussians
 from ..losses import psnr, ssim
 from ..progress import Progress, Silent
 from ..rasterize import rasterize
-from .base import Avatar, axes_of_factors, blend, inverse_transforms, posed, rotation_matrices
+from .base import Avatar, axes_of_factors, blend, inverse_matrices, inverse_transforms, posed, rotation_matrices
 from .explicit import person_window, photo_scores
 from .optimize import fit_image
 
@@ -550,7 +550,7 @@ def stretched(
     was = before.means[surroundings] - before.means[:, None]
     now = means[surroundings] - means[:, None]
     ridge = (0.02 * was.square().sum((1, 2)) + 1e-12)[:, None, None] * torch.eye(3)
-    linear = torch.linalg.solve(was.mT @ was + ridge, was.mT @ now + ridge).mT
+    linear = (inverse_matrices(was.mT @ was + ridge) @ (was.mT @ now + ridge)).mT
     factors = linear @ (rotation_matrices(before.quats) * before.scales[:, None, :])
     quats, scales = axes_of_factors(factors.double().numpy())
     largest = before.scales.max(1, keepdim=True).values * STRETCH
