@@ -225,7 +225,7 @@ def restore(run: RunFolder, options: Options, progress: Progress = Silent(), res
         pictures = _restored(fixer, avatar, observation, camera, cameras, None, options.seed, progress)
         progress.start("views", ORBIT_VIEWS)
         save_views(folder / "views", cameras, pictures, progress)
-        return {"views": ORBIT_VIEWS}
+        return {"views": ORBIT_VIEWS, "rows": fixer.model.config.height if restorer is None else None}
 
     return run.make("restored", {"seed": options.seed}, ["observation", "body.npz", "coarse"], write)
 
@@ -251,12 +251,13 @@ def refine(run: RunFolder, options: Options, progress: Progress = Silent(), rest
         observation, camera = load_observation(run.path / "observation"), load_body_fit(run.path / "body.npz").camera
         photo = refining.photo_views(camera, observation.foreground, observation.alpha, settings.max_side_px)
         cameras, pictures = load_views(views)
+        rows = run.record("restored").get("rows")
 
         def restored(avatar: Avatar, turn: int) -> refining.Views:
             made = pictures if turn == 0 else _restored(
                 fixer, avatar, observation, camera, cameras, settings.sigmas[turn], options.seed + turn, progress
             )  # fmt: skip
-            return refining.restored_views(cameras, made, avatar, settings)
+            return refining.restored_views(cameras, made, avatar, settings, rows)
 
         avatar, rounds = refining.refine_in_rounds(
             read_avatar(coarse), photo, restored, settings, progress, options.seed

@@ -34,6 +34,7 @@ from .optimize import fit_image
 NEIGHBOURS = 8  # nodes that a Gaussian follows
 SURROUNDINGS = 8  # Gaussians that tell how one is stretched
 ROUND = 0.02  # differences of colour and alpha below which their squares count
+SOFT_ROWS = 0.6  # standard deviation of the blur that takes away what a number of rows cannot show, in rows
 PYRAMID_PX = (8, 24)  # sides of the blocks whose means are compared, too
 # Limits of what a fit may do to one Gaussian: factors of its size, and of the stretch of its surroundings.
 SMALLEST, LARGEST, STRETCH = 0.5, 1.6, 1.4
@@ -140,20 +141,33 @@ def photo_views(
 
 
 def restored_views(
-    cameras: Cameras, pictures: UInt8[np.ndarray, "C H W 4"], avatar: Avatar, settings: RefineSettings
+    cameras: Cameras,
+    pictures: UInt8[np.ndarray, "C H W 4"],
+    avatar: Avatar,
+    settings: RefineSettings,
+    rows: int | None = None,
 ) -> Views:
-    """Restored pictures (straight RGBA) of an avatar, trusted less round where they change its silhouette."""
+    """Restored pictures (straight RGBA) of an avatar, trusted less round where they change its silhouette.
+
+    Where only ``rows`` of their lines were restored and what is finer is the avatar's own, they are compared as softly:
+    else an avatar could only lose by a change.
+    """
     rgba = torch.from_numpy(pictures).float() / 255
+    if rows is not None and rows < cameras.height:
+        blur_px = SOFT_ROWS * cameras.height / rows
+        covered = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1).permute(0, 3, 1, 2)
+        soft = torch.stack([softened(planes, blur_px) for planes in covered]).permute(0, 2, 3, 1)
+        rgba = torch.cat([(soft[..., :3] / soft[..., 3:].clamp(min=1e-4)).clamp(0, 1), soft[..., 3:]], -1)
     gaussians = avatar.gaussians()
     with torch.no_grad():
         own = [rasterize(gaussians, cameras[index]) for index in range(len(cameras))]
     own_alpha, alpha = torch.cat([view.alpha for view in own]), rgba[..., 3].contiguous()
-    soft = softness_px(
+    softness = softness_px(
         torch.cat([torch.cat([view.rgb for view in own]), own_alpha[..., None]], -1)[1:],
         torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)[1:],
     )
     confidence = trust(own_alpha, alpha, settings.silhouette_doubt)
-    return Views(cameras, rgba[..., :3].contiguous(), alpha, confidence, soft)
+    return Views(cameras, rgba[..., :3].contiguous(), alpha, confidence, softness)
 
 
 def softness_px(sharp: Float[Tensor, "C H W D"], soft: Float[Tensor, "C H W D"]) -> float:
