@@ -236,26 +236,8 @@ def export(run: RunFolder, target: Path, how: Export = Export(), progress: Progr
     Raises:
         UsageError: an unknown suffix, motion or frame, or a library that is not installed.
     """
+    suffix = suffix_of(target, how, run.path)
     product = best_avatar(run)
-    from .export.formats import FORMATS, format_of
-
-    entry = format_of(target.name if target.suffix else f"{target.name}/")
-    if entry is None or entry.suffix == ".safetensors":
-        written = ", ".join(suffix for suffix in FORMATS if suffix not in ("/", ".safetensors"))
-        raise (
-            UsageError(f"{target}: hdx writes {written} and folders of .ply", hint="hdx export --list", code="E_SUFFIX")
-            if entry is None
-            else UsageError(
-                f"{target}: the avatar file is there already",
-                hint=f"cp -r {run.path / product} {target.stem}",
-                code="E_SUFFIX",
-            )
-        )
-    if entry.moves == "frames" and not how.motions:
-        raise UsageError(
-            f"{target}: a folder of .ply takes a motion", hint=f"hdx export {run.path} {target} --motion walk"
-        )
-
     _warn_of_pickles(progress, (*(how.motions or ()), how.pose), how.allow_pickle)
 
     def write(partial: Path) -> None:
@@ -263,11 +245,34 @@ def export(run: RunFolder, target: Path, how: Export = Export(), progress: Progr
 
         progress.start(target.name)
         avatar = read_avatar(run.path / product)
-        _WRITERS[entry.suffix](partial, avatar, how, target.stem)
+        _WRITERS[suffix](partial, avatar, how, target.stem)
 
     from .run_folder import write_outside
 
     return write_outside(target, write)
+
+
+def suffix_of(target: Path, how: Export, run: Path) -> str:
+    """The format that ``target`` asks for, a key of ``export.formats.FORMATS``; ``run`` is for the hints.
+
+    Raises:
+        UsageError: hdx does not write such files, or a folder is asked for without a motion to put into it.
+    """
+    from .export.formats import FORMATS, format_of
+
+    entry = format_of(target.name if target.suffix else f"{target.name}/")
+    if entry is None:
+        written = ", ".join(suffix for suffix in FORMATS if suffix not in ("/", ".safetensors"))
+        raise UsageError(
+            f"{target}: hdx writes {written} and folders of .ply", hint="hdx export --list", code="E_SUFFIX"
+        )
+    if entry.suffix == ".safetensors":
+        raise UsageError(
+            f"{target}: the avatar file is there already", hint=f"ls {run}/*/avatar.safetensors", code="E_SUFFIX"
+        )
+    if entry.moves == "frames" and not how.motions:
+        raise UsageError(f"{target}: a folder of .ply takes a motion", hint=f"hdx export {run} {target} --motion walk")
+    return entry.suffix
 
 
 def export_ply(run: RunFolder, how: Export = Export()) -> Made:

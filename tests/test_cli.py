@@ -81,7 +81,7 @@ def test_choices_are_those_of_the_modules_they_are_for() -> None:
         (["render", "nowhere", "--background", "mauve"], 2, "#rrggbb"),
         (["render", "nowhere", "--format", "avi"], 2, "mp4, webm, gif, png"),
         (["render", "nowhere", "-o", "a.mp4", "--format", "gif"], 2, "does not fit"),
-        (["export", "nowhere", "-o", "a.obj"], 2, "hdx export nowhere -o a.ply"),
+        (["export", "nowhere", "-o", "a.obj"], 2, "hdx export --list"),
         (["fit-coarse", "nowhere"], 3, "not a run folder"),
         (["restore", "nowhere"], 3, "not a run folder"),
         (["refine", "nowhere", "--rounds", "9"], 2, "--rounds"),

@@ -221,7 +221,7 @@ def test_the_server_ends_when_interrupted() -> None:
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt), serve(b"page") as address:
         raise KeyboardInterrupt
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # those of an earlier test may end meanwhile
     with pytest.raises(OSError):
         ask(address, Host=address.removeprefix("http://").rstrip("/"))
 

@@ -77,7 +77,7 @@ def test_create_again_does_nothing_and_another_option_only_what_follows(tmp_path
     run = home / "Фото меня 🙂-avatar"
     before = snapshot(run)
     done = hdx("create", "Фото меня 🙂.JPG", *QUICK, cwd=home)
-    assert done.returncode == 0 and done.stderr.count("done before") == 8, done.stderr
+    assert done.returncode == 0 and done.stderr.count("done before") == 9, done.stderr
     assert snapshot(run) == before
     done = hdx("fit-coarse", run, "--iterations", 1, cwd=home)
     assert done.stderr.count("done before") == 2  # photo and body; --gaussians stayed as it was

@@ -161,6 +161,8 @@ def export(
     with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
         wanted = [*(targets or []), *([output] if output else [])]
         how = outputs.Export(tuple(motion) if motion else None, pose, frame, up, sh_pad, allow_pickle)
+        for target in wanted:
+            outputs.suffix_of(target, how, run)  # told before anything is written
         with RunFolder.open(run, force=force) as folder:
             avatar = stages.best_avatar(folder)
             made = [outputs.export(folder, target, how, console) for target in wanted]
