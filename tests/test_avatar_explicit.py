@@ -171,3 +171,16 @@ def test_a_body_beside_the_person_is_told():
     buffer = surface.DepthBuffer(nothing, np.full((6, 6), -1), np.zeros((6, 6, 2)))
     with pytest.raises(InputRejected, match="does not lie on the person"):
         surface.lift(buffer, np.ones((6, 6)))
+
+
+def test_chains_in_the_air_go_and_cloth_and_bags_stay() -> None:
+    rng = np.random.default_rng(0)
+    legs = [
+        rng.uniform([x - 0.05, 0, z - 0.05], [x + 0.05, 0.8, z + 0.05], (2000, 3)) for x, z in ((-0.1, 0), (0.1, 0.5))
+    ]
+    bag = rng.uniform([0.4, 0.1, 0], [0.5, 0.3, 0.1], (400, 3))  # far from the body, but dense
+    share = np.linspace(0.1, 0.9, 12)[:, None]
+    chain = (1 - share) * [-0.05, 0.1, 0.05] + share * [0.05, 0.1, 0.45]
+    found = surface.strays(np.concatenate([*legs, bag, chain]), np.concatenate(legs)[::10])
+    assert found[-12:].mean() > 0.8 and not found[:-12].any()
+    assert not surface.strays(chain[:5], legs[0]).any()  # too few to say

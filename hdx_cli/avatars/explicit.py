@@ -197,6 +197,7 @@ def fit_coarse(
 
     # neighbours in space next to one another in memory: the rasteriser then runs a quarter faster
     order = morton_order(gaussians.means)
+    order = order[torch.from_numpy(~surface.strays(means, draft.vertices))[order]]
     gaussians = gaussians.select(order)
     order = order.numpy()
     joint_indices, joint_weights = joint_indices[order], joint_weights[order]

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import scipy.sparse as sp
 import scipy.sparse.linalg as sparse_linalg
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
 
 from ..camera import Cameras
 from ..errors import InputRejected
@@ -329,3 +330,20 @@ def discs(normals: Float[np.ndarray, "P 3"], radius: float, thickness: float) ->
     first /= np.linalg.norm(first, axis=1, keepdims=True)
     second = np.cross(normals, first)
     return np.stack([radius * first, radius * second, thickness * normals], axis=2)
+
+
+STRAY_M, SPARSE, CROWD = 0.03, 4.0, 8
+
+
+def strays(means: Float[np.ndarray, "N 3"], vertices: Float[np.ndarray, "V 3"]) -> Bool[np.ndarray, "N"]:
+    """Which Gaussians float alone in the air: chains of them join limbs that touch in the photo and are apart in depth.
+
+    They lie more than ``STRAY_M`` from the clothed body, and their ``CROWD``-th neighbour is ``SPARSE`` times as far as is
+    usual. Cloth, hair and bags are dense and stay.
+    """
+    if len(means) <= CROWD:
+        return np.zeros(len(means), bool)
+    gap = cKDTree(means).query(means, k=[CROWD + 1])[0][:, 0]
+    alone = gap > SPARSE * np.median(gap)
+    alone[alone] = cKDTree(vertices).query(means[alone])[0] > STRAY_M
+    return alone
