@@ -61,12 +61,6 @@ COMMANDS = (
         "writes a rigged file, and a page that plays offline and can be mailed",
     ),
 )
-LICENCES = (
-    ("the avatar", "yours: made from your photo"),
-    ("body model Anny", "code Apache-2.0, shape data CC0-1.0 (MakeHuman); commercial use allowed"),
-    ("MediaPipe pose and segmentation", "Apache-2.0; commercial use allowed"),
-    ("the networks of hdx", "Apache-2.0; commercial use allowed; data and credits in MODEL_CARD.md of the package"),
-)
 VIEWER = "exports/viewer.html"
 STILL_S = 2.0  # length of the film of a single pose
 CLIPS = ("idle", "walk", "wave")  # in a file that moves, where none are named
@@ -426,9 +420,11 @@ def report(run: RunFolder) -> Made:
     avatar = best_avatar(run)
     film = TURNTABLE if run.is_current(TURNTABLE) else None
 
-    def write(partial: Path) -> None:
+    def write(partial: Path) -> dict[str, Any]:
+        from . import licences
         from .export.report import Report, write_report
 
+        used = licences.parts_of(run.state)
         record = run.record(avatar)
         scores = record.get("scores", {})
         findings = run.record("observation").get("findings", [])
@@ -449,10 +445,11 @@ def report(run: RunFolder) -> Made:
                 warnings=[(finding["code"], finding["message"]) for finding in findings],
                 files=[(name, (run.path / name).stat().st_size, use) for name, use in shown.items()],
                 commands=[(command.format(run=where), what) for command, what in COMMANDS],
-                licences=list(LICENCES),
+                licences=licences.rows(used),
                 made=f"made by hdx {__version__} from one photo; everything not seen in it is a guess",
             ),
         )
+        return {"licences": licences.block(used)}
 
     inputs = ["observation", avatar, PREVIEW, *([film] if film else [])]
     return run.make(REPORT, {}, inputs, write)

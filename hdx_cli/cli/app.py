@@ -12,7 +12,7 @@ import typer
 from .. import __version__
 from ..errors import InputRejected, NothingToDo, UsageError
 from . import options as opt
-from . import showing
+from . import showing, weighing
 from .console import Console, noted, session
 
 app = typer.Typer(
@@ -275,6 +275,8 @@ app.command()(showing.animate)
 app.command()(showing.motions)
 app.command()(showing.export)
 app.command()(showing.view)
+app.command()(weighing.licenses)
+app.add_typer(weighing.weights, name="weights")
 
 
 if __name__ == "__main__":
