@@ -73,7 +73,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path}: is a file, not a folder", hint="choose another place with -o", code="E_OUTPUT")
         is_new = not (path / RECORDS).exists()
-        if is_new and path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
+        if is_new and path.is_dir() and not _only_begun(path, photo):
             raise UsageError(
                 f"{path}: exists, is not empty and is not a run folder",
                 hint="choose another place with -o",
@@ -400,6 +400,16 @@ def _missing_parents(path: Path) -> list[Path]:
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(value))
+
+
+def _only_begun(path: Path, photo: Path) -> bool:
+    """Whether a folder without records holds no more than a start that was killed: a lock, partial files, this photo."""
+    for entry in path.iterdir():
+        begun = entry.name == LOCK or ".partial" in entry.name
+        same = entry.stem == "photo" and entry.is_file() and entry.stat().st_size == photo.stat().st_size
+        if not begun and not (same and sha256_of(entry) == sha256_of(photo)):
+            return False
+    return True
 
 
 def _files(folder: Path) -> list[Path]:

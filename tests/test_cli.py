@@ -18,7 +18,7 @@ from hdx_cli import __version__
 HEAVY = {"torch", "numpy", "numba", "cv2", "mediapipe", "scipy", "PIL", "safetensors", "jaxtyping", "rich", "trimesh"}
 
 COMMANDS = (
-    "create", "fit-coarse", "restore", "refine", "render", "animate", "motions", "export", "view", "check", "licenses", "weights", "doctor"
+    "create", "batch", "fit-coarse", "restore", "refine", "render", "animate", "motions", "export", "view", "check", "licenses", "weights", "doctor"
 )
 
 

@@ -256,3 +256,30 @@ def test_write_atomically_keeps_the_old_file_when_it_cannot_write(tmp_path: Path
     with pytest.raises(TypeError):
         write_atomically(target, None)
     assert target.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_start_that_was_killed_before_its_first_record_is_taken_up(tmp_path: Path) -> None:
+    photo = tmp_path / "me.jpg"
+    photo.write_bytes(b"pixels")
+    for left in ([".lock"], [".lock", "photo.jpg"], ["photo.partial.jpg"], [".lock", "photo.jpg", "run.partial.json"]):
+        folder = tmp_path / "-".join(left)
+        folder.mkdir()
+        for name in left:
+            (folder / name).write_bytes(b"pixels" if name == "photo.jpg" else b"")
+        with RunFolder.create(folder, photo) as run:
+            run.make("x.txt", {}, [run.state["photo"]], lambda path: path.write_text("made") and None)
+        assert sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock") == [
+            "photo.jpg",
+            "run.json",
+            "x.txt",
+        ]
+
+
+def test_a_folder_with_another_photo_of_that_name_is_left_alone(tmp_path: Path) -> None:
+    photo, folder = tmp_path / "me.jpg", tmp_path / "pictures"
+    photo.write_bytes(b"pixels")
+    folder.mkdir()
+    (folder / "photo.jpg").write_bytes(b"others")
+    with pytest.raises(UsageError, match="not a run folder"), RunFolder.create(folder, photo):
+        pass
+    assert (folder / "photo.jpg").read_bytes() == b"others"

@@ -11,8 +11,8 @@ import typer
 
 from .. import __version__
 from ..errors import InputRejected, NothingToDo, UsageError
+from . import batching, showing, weighing
 from . import options as opt
-from . import showing, weighing
 from .console import Console, noted, session
 
 app = typer.Typer(
@@ -270,6 +270,7 @@ def _print_run(run: Any, console: Console) -> None:
     console.result(facts, [f"{name:<10}{path}" for name, path in paths.items()], paths["avatar"])
 
 
+app.command()(batching.batch)
 app.command()(showing.render)
 app.command()(showing.animate)
 app.command()(showing.motions)

@@ -174,5 +174,5 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _interrupted() -> str:
-    again = shlex.join(word for word in sys.argv[1:] if word != "--force")  # which would begin from the start
+    again = shlex.join(word for word in sys.argv[1:] if word not in ("--force", "--overwrite"))  # they begin again
     return f"stopped; what was finished is kept. Continue with: hdx {again}"
