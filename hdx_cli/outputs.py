@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .errors import UsageError
 from .progress import Progress, Silent
-from .run_folder import Made, RunFolder, sha256_of
+from .run_folder import Made, RunFolder, sha256_of, write_outside
 from .stages import AVATAR, Options, avatar_of, best_avatar
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def render(
 
 @dataclass(frozen=True)
 class Take:
-    """How a motion is filmed; ``frames`` is the first and the last frame of the motion, counted from 0.
+    """How a motion is filmed; ``frames`` takes those from the first up to, but not including, the last, counted from 0.
 
     Looping motions are repeated to fill ``seconds``; None films a motion once.
     """
@@ -241,8 +241,6 @@ def export(run: RunFolder, target: Path, how: Export = Export(), progress: Progr
         avatar = read_avatar(run.path / product)
         _WRITERS[suffix](partial, avatar, how, target.stem)
 
-    from .run_folder import write_outside
-
     return write_outside(target, write)
 
 
@@ -315,7 +313,7 @@ def _write_glb(path: Path, avatar: Avatar, how: Export, title: str) -> None:
     from .avatars.avatar_file import LICENCES
     from .export.glb import write_glb
 
-    write_glb(path, _skinned(avatar, how, CLIPS), LICENCES)
+    write_glb(path, _skinned(avatar, how), LICENCES)
 
 
 def _write_mesh(path: Path, avatar: Avatar, how: Export, title: str) -> None:
@@ -327,7 +325,7 @@ def _write_mesh(path: Path, avatar: Avatar, how: Export, title: str) -> None:
     model = anny.load()
     if avatar.body.model != model.name:
         raise UsageError(f"{path.name}: hdx has no mesh of the body model {avatar.body.model}")
-    skinned = _skinned(avatar, how, CLIPS)
+    skinned = _skinned(avatar, how)
     vertices = clothed(model.rest(avatar.body.shape).vertices, model.faces, avatar.canonical, avatar.visibility)
     mesh = SkinnedMesh(vertices, model.faces, *strongest(model.weights), model.uv, model.uv_faces)
     texture = baked_texture(mesh, avatar.canonical, avatar.visibility)
@@ -354,7 +352,7 @@ def _write_packed(path: Path, avatar: Avatar, how: Export, title: str) -> None:
 def _write_archive(path: Path, avatar: Avatar, how: Export, title: str) -> None:
     from .export.archive import write_archive
 
-    write_archive(path, _skinned(avatar, how, CLIPS))
+    write_archive(path, _skinned(avatar, how))
 
 
 _WRITERS = {
@@ -377,10 +375,10 @@ def _posed(avatar: Avatar, how: Export) -> Gaussians:
     return avatar.gaussians(clip.pose, how.frame)
 
 
-def _skinned(avatar: Avatar, how: Export, default: tuple[str, ...]) -> SkinnedGaussians:
+def _skinned(avatar: Avatar, how: Export) -> SkinnedGaussians:
     from .export.glb import Animation, Rig, SkinnedGaussians
 
-    chosen = how.motions if how.motions is not None else default
+    chosen = how.motions if how.motions is not None else CLIPS
     clips = [_clip(avatar, motion, allow_pickle=how.allow_pickle) for motion in chosen]
     return SkinnedGaussians(
         avatar.canonical, avatar.joint_indices, avatar.joint_weights,
@@ -486,8 +484,6 @@ def _jpeg(source: Path, side_px: int) -> bytes:
 def _export(run: RunFolder, avatar: str, name: str, path: Path | None, config: dict[str, Any], write) -> Made:
     if path is None:
         return run.make(name, config, [avatar], write)
-    from .run_folder import write_outside
-
     return write_outside(path, write)
 
 

@@ -80,6 +80,11 @@ def blend(
     return np.einsum("nk,nkab->nab", joint_weights, transforms[:, :3].astype(np.float32)[joint_indices])
 
 
+def moved(points: Float[np.ndarray, "N 3"], transforms: Float[np.ndarray, "N 3 4"]) -> Float[np.ndarray, "N 3"]:
+    """Points [N 3] carried by one affine transform each."""
+    return np.einsum("nab,nb->na", transforms[:, :, :3], points) + transforms[:, :, 3]
+
+
 def posed(gaussians: Gaussians, transforms: Float[np.ndarray, "N 3 4"]) -> Gaussians:
     """Gaussians carried by one affine transform each [N 3 4]: means A m + t, covariances A Sigma A^T."""
     linear = torch.from_numpy(np.ascontiguousarray(transforms[:, :, :3], dtype=np.float32))

@@ -22,7 +22,7 @@ from ..observation import Observation
 from ..progress import Progress, Silent
 from ..rasterize import morton_order, rasterize, visibility
 from . import clothing, surface, unseen
-from .base import Avatar, axes_of_factors, blend, inverse_transforms, posed, strongest
+from .base import Avatar, axes_of_factors, blend, inverse_transforms, moved, posed, strongest
 from .binding import loosened
 from .optimize import fit_image
 
@@ -213,10 +213,9 @@ def fit_coarse(
     shown = _shown(gaussians, camera).numpy()
     seen_share = np.maximum(made_by_photo, np.where(shown > SHOWN, shown, 0.0)).astype(np.float32)
 
-    at_rest = posed(gaussians, inverse_transforms(blend(joint_indices, joint_weights, draft.transforms)))
-    joint_indices, joint_weights = loosened(
-        at_rest.means.numpy(), draft.rest.vertices, joint_indices, joint_weights, all_parts
-    )
+    from_photo = inverse_transforms(blend(joint_indices, joint_weights, draft.transforms))
+    at_rest = moved(gaussians.means.numpy(), from_photo)
+    joint_indices, joint_weights = loosened(at_rest, draft.rest.vertices, joint_indices, joint_weights, all_parts)
     to_photo = blend(joint_indices, joint_weights, draft.transforms)
     avatar = Avatar(
         posed(gaussians, inverse_transforms(to_photo)), joint_indices, joint_weights, fit.body, draft.rest, model.parents,

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from ..bodies.base import BodyPose, joint_transforms
 from ..camera import Cameras
-from .base import Avatar, blend
+from .base import Avatar, blend, moved
 from .turntable import cameras_round
 
 CAMERAS = ("fixed", "follow", "orbit")
@@ -48,10 +48,9 @@ def cameras_of(
     shown = []
     for frame in np.unique(np.linspace(0, count - 1, LOOKED_AT).round().astype(int)):
         transforms = joint_transforms(pose.rotations[frame], rest, avatar.parents, pose.translations[frame])
-        blended = blend(indices, weights, transforms)
-        moved = np.einsum("nab,nb->na", blended[:, :, :3], points) + blended[:, :, 3]
-        moved[:, [0, 2]] -= way[frame]
-        shown.append(moved)
+        there = moved(points, blend(indices, weights, transforms))
+        there[:, [0, 2]] -= way[frame]
+        shown.append(there)
     means = torch.from_numpy(np.concatenate(shown).astype(np.float32))
     turned = torch.arange(count) * (2 * np.pi / count) if camera == "orbit" else torch.zeros(count)
     cameras = cameras_round(means, width, height, (azimuth_rad + turned).float(), elevation_rad)

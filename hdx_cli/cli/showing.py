@@ -58,7 +58,8 @@ def animate(
     fps: opt.Fps = 30.0,
     speed: Annotated[float, typer.Option("--speed", help="2 is twice as fast.", min=0.05, max=20.0)] = 1.0,
     frames: Annotated[
-        str | None, typer.Option("--frames", help="Only these frames of the motion.", metavar="FIRST:LAST")
+        str | None,
+        typer.Option("--frames", help="Only these frames of the motion, LAST left out.", metavar="FIRST:LAST"),
     ] = None,
     seconds: Annotated[
         float | None, typer.Option("--seconds", help="Repeat a looping motion for so long.", min=0.1, max=600.0)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import os
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from .report import POLICY, STYLE
+from .report import POLICY, STYLE, data_uri
 
 CARDS = """
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.4rem 1.2rem;
@@ -79,8 +78,8 @@ def _card(card: Card) -> str:
     dim = "" if card.state == "done" else " dim"
     inside = ""
     if card.picture is not None:
-        source = base64.b64encode(card.picture).decode("ascii")
-        inside = f'<img class="picture{dim}" alt="" loading="lazy" src="data:image/jpeg;base64,{source}">'
+        source = data_uri(card.picture, "image/jpeg")
+        inside = f'<img class="picture{dim}" alt="" loading="lazy" src="{source}">'
     inside += f"<h3>{_text(card.title)}</h3>"
     if card.folder is not None:
         # begun with ./ and quoted, so that no name is taken for a scheme, a query or another folder

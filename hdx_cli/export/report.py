@@ -68,7 +68,7 @@ def page_of(report: Report) -> str:
     """The page as HTML text."""
     film = ""
     if report.film is not None:
-        source = _data(report.film, "video/mp4")
+        source = data_uri(report.film, "video/mp4")
         film = f'<figure><video src="{source}" autoplay loop muted playsinline controls></video>' \
                "<figcaption>one turn round the avatar</figcaption></figure>"  # fmt: skip
     warnings = "".join(
@@ -89,7 +89,7 @@ def page_of(report: Report) -> str:
     )
     commands = "".join(f"<pre>{_text(line)}</pre><p class='faint'>{_text(what)}</p>" for line, what in report.commands)
     licences = "".join(f"<tr><td>{_text(part)}</td><td>{_text(terms)}</td></tr>" for part, terms in report.licences)
-    photo, sheet = (_data(picture, _kind(picture)) for picture in (report.photo, report.sheet))
+    photo, sheet = (data_uri(picture, _kind(picture)) for picture in (report.photo, report.sheet))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
@@ -111,7 +111,8 @@ def _text(words: str) -> str:
     return html.escape(words, quote=True)
 
 
-def _data(content: bytes, kind: str) -> str:
+def data_uri(content: bytes, kind: str) -> str:
+    """Bytes of a media type as an address that holds them itself."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
