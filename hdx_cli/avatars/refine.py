@@ -30,6 +30,7 @@ from ..rasterize import rasterize
 from .base import Avatar, axes_of_factors, blend, inverse_matrices, inverse_transforms, posed, rotation_matrices
 from .explicit import person_window, photo_scores
 from .optimize import fit_image
+from .turntable import samples_per_pixel
 
 NEIGHBOURS = 8  # nodes that a Gaussian follows
 SURROUNDINGS = 8  # Gaussians that tell how one is stretched
@@ -115,6 +116,7 @@ class Views:
         rgb: straight colours, sRGB.
         confidence: how far each pixel is trusted, in [0, 1].
         softness_px: standard deviation of the blur the images are under; what is compared with them is blurred as much.
+        supersample: how much finer what is compared with them is rendered (``rasterize``).
     """
 
     cameras: Cameras
@@ -122,6 +124,7 @@ class Views:
     alpha: Float[Tensor, "C H W"]
     confidence: Float[Tensor, "C H W"]
     softness_px: float = 0.0
+    supersample: int = 1
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -129,7 +132,9 @@ class Views:
     def select(self, index: Int[Tensor, "K"]) -> Views:
         """Some of the views."""
         cameras = Cameras(self.cameras.viewmats[index], self.cameras.Ks[index], self.cameras.width, self.cameras.height)
-        return Views(cameras, self.rgb[index], self.alpha[index], self.confidence[index], self.softness_px)
+        return Views(
+            cameras, self.rgb[index], self.alpha[index], self.confidence[index], self.softness_px, self.supersample
+        )
 
 
 def photo_views(
@@ -158,16 +163,16 @@ def restored_views(
         covered = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1).permute(0, 3, 1, 2)
         soft = torch.stack([softened(planes, blur_px) for planes in covered]).permute(0, 2, 3, 1)
         rgba = torch.cat([(soft[..., :3] / soft[..., 3:].clamp(min=1e-4)).clamp(0, 1), soft[..., 3:]], -1)
-    gaussians = avatar.gaussians()
+    gaussians, samples = avatar.gaussians(), samples_per_pixel(cameras.height)
     with torch.no_grad():
-        own = [rasterize(gaussians, cameras[index]) for index in range(len(cameras))]
+        own = [rasterize(gaussians, cameras[index], supersample=samples) for index in range(len(cameras))]
     own_alpha, alpha = torch.cat([view.alpha for view in own]), rgba[..., 3].contiguous()
     softness = softness_px(
         torch.cat([torch.cat([view.rgb for view in own]), own_alpha[..., None]], -1)[1:],
         torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)[1:],
     )
     confidence = trust(own_alpha, alpha, settings.silhouette_doubt)
-    return Views(cameras, rgba[..., :3].contiguous(), alpha, confidence, softness)
+    return Views(cameras, rgba[..., :3].contiguous(), alpha, confidence, softness, samples)
 
 
 def softness_px(sharp: Float[Tensor, "C H W D"], soft: Float[Tensor, "C H W D"]) -> float:
@@ -428,7 +433,7 @@ def refine(
         index = int(torch.multinomial(chances, 1, generator=generator))
         background = torch.rand(1, generator=generator).expand(3).contiguous()
         images = views if index else photo
-        rendered = rasterize(current(), images.cameras[index], background=background)
+        rendered = rasterize(current(), images.cameras[index], background=background, supersample=images.supersample)
         rgb, alpha = images.rgb[index], images.alpha[index]
         if index and settings.residual_prior is not None:
             rgb, alpha = _as_seen(rgb, alpha, warps[index], gains[index])
@@ -467,6 +472,7 @@ def refine_in_rounds(
     settings: RefineSettings = RefineSettings(),
     progress: Progress = Silent(),
     seed: int = 0,
+    fit: Callable[..., Avatar] = refine,
 ) -> tuple[Avatar, list[dict[str, float]]]:
     """The best avatar of several rounds of restoring its views and fitting to them, and what each round did.
 
@@ -475,6 +481,7 @@ def refine_in_rounds(
 
     Args:
         restored: views of an avatar, restored for that round, from 0; always through the same cameras.
+        fit: makes an avatar of the last one as ``refine`` does, with its arguments.
     """
     window = photo.cameras, photo.rgb[0], photo.alpha[0]
     first_db = photo_scores(avatar.gaussians(), *window)["front_psnr_db"]
@@ -487,7 +494,7 @@ def refine_in_rounds(
         hidden = bank.select(torch.nonzero(apart)[:, 0])
         shown = replace(bank, confidence=bank.confidence * ~apart[:, None, None])
         weight = settings.round_weights[min(turn, len(settings.round_weights) - 1)]
-        candidate = refine(avatar, photo, shown, settings, progress, seed + turn, weight)
+        candidate = fit(avatar, photo, shown, settings, progress, seed + turn, weight)
         scores = photo_scores(candidate.gaussians(), *window)
         before_db, after_db = agreement(avatar, hidden), agreement(candidate, hidden)
         lost_db = first_db - scores["front_psnr_db"]
@@ -507,6 +514,7 @@ def mixed(bank: Views, views: Views, share: float) -> Views:
     return Views(
         views.cameras, rgb / alpha.clamp(min=1e-4)[..., None], alpha,
         torch.lerp(bank.confidence, views.confidence, share), max(bank.softness_px, views.softness_px),
+        views.supersample,
     )  # fmt: skip
 
 
@@ -577,7 +585,7 @@ def agreement(avatar: Avatar, views: Views) -> float:
     squared, total = 0.0, 0.0
     for index in range(len(views)):
         with torch.no_grad():
-            rendered = rasterize(gaussians, views.cameras[index], background=white)
+            rendered = rasterize(gaussians, views.cameras[index], background=white, supersample=views.supersample)
         alpha = views.alpha[index]
         target = views.rgb[index] * alpha[..., None] + 1 - alpha[..., None]
         weight = ((rendered.alpha[0] > 0.5) | (alpha > 0.5)) * views.confidence[index]

@@ -19,6 +19,13 @@ from .base import Avatar
 
 # Stray Gaussians must not shrink the person: this share of them may lie outside the frame at each end.
 STRAY = 0.0005
+# Gaussians are fitted to photos of about this many rows and look their best in images that are not much coarser.
+FULL_ROWS, MOST_SAMPLES = 816, 4
+
+
+def samples_per_pixel(height_px: int) -> int:
+    """Along each side, for a picture of a whole person of that height (``supersample`` of ``rasterize``)."""
+    return min(MOST_SAMPLES, math.ceil(FULL_ROWS / height_px))
 
 
 def cameras_round(
@@ -77,10 +84,11 @@ def views_to_restore(
         visibility: how much of the photo each Gaussian made, in [0, 1].
     """
     marks = torch.from_numpy(visibility.astype(np.float32))[:, None].expand(-1, 3)
-    marked = replace(gaussians, sh=sh_from_rgb(marks))
+    marked, samples = replace(gaussians, sh=sh_from_rgb(marks)), samples_per_pixel(cameras.height)
+    white, views = torch.ones(3), range(len(cameras))
     with torch.no_grad():
-        made = [rasterize(gaussians, cameras[index], background=torch.ones(3)) for index in range(len(cameras))]
-        seen = [rasterize(marked, cameras[index]).rgb[0, ..., 0] for index in range(len(cameras))]
+        made = [rasterize(gaussians, cameras[index], background=white, supersample=samples) for index in views]
+        seen = [rasterize(marked, cameras[index], supersample=samples).rgb[0, ..., 0] for index in views]
     rgb, alpha = torch.cat([view.rgb for view in made]), torch.cat([view.alpha for view in made])
     return rgb.clamp(0, 1), alpha.clamp(0, 1), torch.stack(seen).clamp(0, 1)
 
@@ -141,10 +149,10 @@ def frames(
     gaussians: Gaussians, cameras: Cameras, background: Float[torch.Tensor, "3"] | None
 ) -> Iterator[UInt8[np.ndarray, "H W C"]]:
     """Render one camera after the other: [H W 3] on ``background`` (sRGB in [0, 1]), or straight RGBA for None."""
-    backdrop = torch.zeros(3) if background is None else background
+    backdrop, samples = torch.zeros(3) if background is None else background, samples_per_pixel(cameras.height)
     for index in range(len(cameras)):
         with torch.no_grad():
-            rendered = rasterize(gaussians, cameras[index], background=backdrop)
+            rendered = rasterize(gaussians, cameras[index], background=backdrop, supersample=samples)
         rgb, alpha = rendered.rgb[0], rendered.alpha[0]
         if background is None:
             rgb = torch.cat([rgb / alpha.clamp(min=1e-4)[..., None], alpha[..., None]], dim=-1)

@@ -33,6 +33,7 @@ def rasterize(
     *,
     background: Float[Tensor, 3] | Float[Tensor, "C 3"] | None = None,
     antialiased: bool = False,
+    supersample: int = 1,
     near_m: float = 0.01,
 ) -> Rendered:
     """Renders Gaussians (3D Gaussian Splatting, Kerbl et al. 2023) as gsplat 1.5 defines the result.
@@ -48,6 +49,8 @@ def rasterize(
         background: colour per image or for all of them; black if None.
         antialiased: fade what is smaller than the 0.3 px^2 low-pass instead of thickening it (Mip-Splatting,
             Yu et al. 2024).
+        supersample: render that many times as many rows and columns and take means, premultiplied. The low-pass, made for
+            images as fine as those the Gaussians were fitted to, thickens every outline of a smaller one.
         near_m: Gaussians whose centre is nearer to the camera's plane than this are left out.
 
     Raises:
@@ -56,6 +59,11 @@ def rasterize(
     """
     if gaussians.sh.shape[1] not in (1, 4, 9, 16):
         raise ValueError(f"spherical harmonics have 1, 4, 9 or 16 bases, not {gaussians.sh.shape[1]}")
+    if supersample > 1:
+        finer = cameras.resampled(supersample, 0, 0, supersample * cameras.width, supersample * cameras.height)
+        return _reduced(
+            rasterize(gaussians, finer, background=background, antialiased=antialiased, near_m=near_m), supersample
+        )
     if background is None:
         background = gaussians.means.new_zeros(3)
     background = background.to(gaussians.means).expand(len(cameras), 3)
@@ -64,6 +72,15 @@ def rasterize(
     else:
         from .cpu import rasterize_cpu as rasterize_on_device
     return Rendered(*rasterize_on_device(gaussians, cameras, background, antialiased, near_m))
+
+
+def _reduced(rendered: Rendered, factor: int) -> Rendered:
+    alpha, depth = rendered.alpha[..., None], (rendered.alpha * rendered.depth)[..., None]
+    planes = torch.cat([rendered.rgb, alpha, depth], dim=-1).permute(0, 3, 1, 2)
+    means = torch.nn.functional.avg_pool2d(planes, factor).permute(0, 2, 3, 1)
+    alpha = means[..., 3].contiguous()
+    depth = torch.where(alpha > 0, means[..., 4] / alpha.clamp(min=1e-12), 0.0)
+    return Rendered(means[..., :3].contiguous(), alpha, depth)
 
 
 def visibility(gaussians: Gaussians, cameras: Cameras, *, antialiased: bool = False) -> Float[Tensor, "C N"]:
