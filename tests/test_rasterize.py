@@ -389,7 +389,7 @@ def test_supersampling_keeps_the_area_of_what_is_seen_from_afar():
     camera = front(32, 32, 40.0)
     area_px = math.pi * 10**2
     areas = [float(rasterize(sheet, camera, supersample=samples).alpha.sum()) / area_px for samples in (1, 4)]
-    assert areas[0] > 1.08 and areas[1] == pytest.approx(1, abs=0.03)
+    assert areas[0] > 1.2 and areas[1] == pytest.approx(1, abs=0.05)
 
 
 def test_wrong_number_of_harmonics_is_refused():

@@ -18,7 +18,7 @@ from hdx_cli.avatars.avatar_file import read_avatar
 from hdx_cli.avatars.base import Avatar
 from hdx_cli.avatars.explicit import photo_scores
 from hdx_cli.avatars.refine import RefineSettings, Views
-from hdx_cli.avatars.turntable import closed_in, straight, through_window, views_to_restore
+from hdx_cli.avatars.turntable import closed_in, samples_per_pixel, straight, through_window, views_to_restore
 from hdx_cli.bodies.base import PARTS
 from hdx_cli.camera import Cameras, orbit_of, turn_about_up
 from hdx_cli.errors import InputRejected, NothingToDo, WeightsError
@@ -54,11 +54,11 @@ def truth(toy_avatar) -> Gaussians:
     return replace(gaussians, means=eye + further * (gaussians.means - eye), scales=further * gaussians.scales, sh=sh)
 
 
-def pictures(gaussians: Gaussians, cameras: Cameras) -> Views:
+def pictures(gaussians: Gaussians, cameras: Cameras, samples: int = 1) -> Views:
     with torch.no_grad():
-        made = [rasterize(gaussians, cameras[index]) for index in range(len(cameras))]
+        made = [rasterize(gaussians, cameras[index], supersample=samples) for index in range(len(cameras))]
     rgb, alpha = torch.cat([view.rgb for view in made]), torch.cat([view.alpha for view in made])
-    return Views(cameras, rgb / alpha.clamp(min=1e-4)[..., None], alpha, torch.ones_like(alpha))
+    return Views(cameras, rgb / alpha.clamp(min=1e-4)[..., None], alpha, torch.ones_like(alpha), 0.0, samples)
 
 
 def between(cameras: Cameras) -> Cameras:
@@ -208,7 +208,7 @@ def test_the_softness_of_views_is_found_even_where_they_show_something_moved(toy
 
 def test_soft_views_do_not_make_the_avatar_soft(toy_avatar, orbit, photo) -> None:
     gaussians = toy_avatar.gaussians()
-    own = pictures(gaussians, orbit)
+    own = pictures(gaussians, orbit, samples_per_pixel(orbit.height))
     covered = torch.cat([own.rgb * own.alpha[..., None], own.alpha[..., None]], -1)
     covered = torch.stack([refining.softened(image.permute(2, 0, 1), 1.5).permute(1, 2, 0) for image in covered])
     soft = straight(covered[..., :3] + 1 - covered[..., 3:], covered[..., 3])
@@ -279,7 +279,7 @@ def test_a_window_shows_every_ray_where_its_camera_would(toy_avatar) -> None:
 def test_views_say_what_the_photo_saw(toy_avatar, orbit) -> None:
     rgb, alpha, seen = views_to_restore(toy_avatar.gaussians(), toy_avatar.visibility, orbit)
     assert rgb.shape == (18, 120, 80, 3) and rgb[:, 0, 0].min() == 1
-    assert seen[0][alpha[0] > 0.9].mean() > 0.8 and seen[9][alpha[9] > 0.9].mean() < 0.2
+    assert seen[0][alpha[0] > 0.9].mean() > 0.75 and seen[9][alpha[9] > 0.9].mean() < 0.2
     picture = straight(rgb, alpha).astype(float) / 255
     again = picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:]
     # colour and alpha rounded to 8 bits each
