@@ -1,4 +1,4 @@
-"""Skinning weights for what hangs off the body: sleeves, skirts and coats."""
+"""Skinning weights for what hangs off the body: sleeves and coats."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from ..bodies.base import PARTS, BodyFit, BodyModel, joint_transforms, skin
 from ..camera import Cameras
-from ..gaussians import Gaussians, sh_from_rgb
+from ..gaussians import Gaussians, concatenate, sh_from_rgb
 from ..losses import psnr
 from ..mesh import DepthBuffer, depth_buffer, vertex_normals
 from ..observation import Observation
@@ -25,6 +25,7 @@ from . import clothing, surface, unseen
 from .base import Avatar, axes_of_factors, blend, inverse_transforms, moved, posed, strongest
 from .binding import loosened
 from .optimize import fit_image
+from .skirt import legs_beneath, skirted
 
 FRINGE_PX = 2.0
 SHOWN = 0.25  # a Gaussian of which less than this share shows in the photo is not seen in it
@@ -150,15 +151,19 @@ def fit_coarse(
     settings: Settings = Settings(),
     progress: Progress = Silent(),
     seed: int = 0,
+    draft: Draft | None = None,
 ) -> Avatar:
     """The coarse avatar of one photo.
 
     The body is clothed to meet the matte; every pixel of the matte becomes (part of) a Gaussian on it, at the photo's own
     sharpness; the surface that the photo does not show is covered and coloured by a deterministic prior; then all are fitted
     to the photo through the rasteriser and carried back to the rest pose.
+
+    Args:
+        draft: what ``lay_on_body`` made of the same, if it is known already.
     """
     rng = np.random.default_rng(seed)
-    draft = lay_on_body(observation, fit, model, settings, progress)
+    draft = draft or lay_on_body(observation, fit, model, settings, progress)
     camera, rgb, alpha, seen = draft.camera, draft.rgb, draft.alpha, draft.seen
     hidden, slanting = surface.unseen_points(
         draft.vertices, vertex_normals(draft.vertices, model.faces), model.faces, draft.buffer, alpha, camera,
@@ -208,18 +213,30 @@ def fit_coarse(
     target_rgb, target_alpha = torch.from_numpy(rgb), torch.from_numpy(alpha)
     gaussians = fit_image(
         gaussians, camera, target_rgb, target_alpha, settings.iterations, generator,
-        free=torch.from_numpy(made_by_photo > 0) | (_shown(gaussians, camera) > SHOWN), progress=progress,
+        free=torch.from_numpy(made_by_photo > 0) | (shown_share(gaussians, camera) > SHOWN), progress=progress,
     )  # fmt: skip
-    shown = _shown(gaussians, camera).numpy()
+    shown = shown_share(gaussians, camera).numpy()
     seen_share = np.maximum(made_by_photo, np.where(shown > SHOWN, shown, 0.0)).astype(np.float32)
 
     from_photo = inverse_transforms(blend(joint_indices, joint_weights, draft.transforms))
     at_rest = moved(gaussians.means.numpy(), from_photo)
     joint_indices, joint_weights = loosened(at_rest, draft.rest.vertices, joint_indices, joint_weights, all_parts)
+    joint_indices, joint_weights = skirted(
+        at_rest, draft.rest.vertices, model.parts, joint_indices, joint_weights, all_parts
+    )
     to_photo = blend(joint_indices, joint_weights, draft.transforms)
+    canonical = posed(gaussians, inverse_transforms(to_photo))
+    legs = legs_beneath(canonical, seen_share, all_parts, draft.rest, model, rng)
+    if legs is not None:
+        canonical = concatenate([canonical, legs[0]])
+        joint_indices, joint_weights = (
+            np.concatenate(pair) for pair in ((joint_indices, legs[1]), (joint_weights, legs[2]))
+        )
+        all_parts = np.concatenate([all_parts, legs[3]])
+        seen_share = np.concatenate([seen_share, np.zeros(len(legs[3]), np.float32)])
     avatar = Avatar(
-        posed(gaussians, inverse_transforms(to_photo)), joint_indices, joint_weights, fit.body, draft.rest, model.parents,
-        model.joint_names, fit.pose, seen_share, all_parts,
+        canonical, joint_indices, joint_weights, fit.body, draft.rest, model.parents, model.joint_names, fit.pose,
+        seen_share, all_parts,
     )  # fmt: skip
     scores = {**fit.scores, **photo_scores(avatar.gaussians(), camera, target_rgb, target_alpha)}
     scores["seen_gaussians"] = float(seen_share.mean())
@@ -242,7 +259,7 @@ def photo_scores(
     }
 
 
-def _shown(gaussians: Gaussians, camera: Cameras) -> Float[torch.Tensor, "N"]:
+def shown_share(gaussians: Gaussians, camera: Cameras) -> Float[torch.Tensor, "N"]:
     """Share of every Gaussian that shows in the photo, in [0, 1]: its blending weight over its own footprint."""
     depth = camera.project(gaussians.means)[1][0]
     largest = gaussians.scales.sort(dim=1).values[:, 1:] * camera.Ks[0, 0, 0] / depth[:, None]
