@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from hdx_cli.avatars.skirt import hem_of, legs_beneath, skirted
+from hdx_cli.avatars.skirt import bell_back, bell_of, bulged, hem_of, legs_beneath, skirted
+from hdx_cli.avatars.surface import Sheet
 from hdx_cli.bodies.base import PARTS, RestBody
+from hdx_cli.camera import Cameras, look_at
 from hdx_cli.gaussians import Gaussians, sh_from_rgb
+from hdx_cli.mesh import depth_buffer, project
 
 CROTCH_M, RADIUS_M, APART_M = 0.8, 0.07, 0.12  # the legs' axes lie at x = +-APART_M
 UPPER_LEG, TORSO = PARTS.index("upper_leg"), PARTS.index("torso")
@@ -148,3 +151,66 @@ def test_legs_beneath_are_inside_the_body_and_of_the_leg_s_colour() -> None:
     assert len(legs) == pytest.approx(area_m2 / 0.006**2, rel=0.15)
     assert legs_beneath(gaussians, np.zeros(len(means), np.float32), parts, BODY.rest(np.zeros(0)), BODY,
                         np.random.default_rng(0)) is None  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- in a photo
+
+WIDE_M, HEM_M = 0.35, 0.3  # half the skirt's width at the hem; it narrows to 0.2 m at the crotch
+
+
+@pytest.fixture(scope="module")
+def camera() -> Cameras:
+    """4 m in front of the legs' axis, 5 mm a pixel there."""
+    viewmats = look_at(torch.tensor([[0.0, 0.5, 4.0]]), torch.tensor([0.0, 0.5, 0.0]))
+    return Cameras(viewmats, torch.tensor([[[800.0, 0, 100], [0, 800, 120], [0, 0, 1]]]), 200, 240)
+
+
+def matte(camera: Cameras, skirt: bool) -> np.ndarray:
+    covered = depth_buffer(BODY.vertices.astype(float), BODY.faces, camera).covered
+    y = 0.5 - (np.arange(camera.height) + 0.5 - 120) / 200
+    x = (np.arange(camera.width) + 0.5 - 100) / 200
+    half = 0.2 + (WIDE_M - 0.2) * np.clip((CROTCH_M - y) / (CROTCH_M - HEM_M), 0, 1)
+    cloth = (np.abs(x) < half[:, None]) & (y > HEM_M)[:, None] & (y < 0.95)[:, None]
+    return (covered | (cloth & skirt)).astype(np.float32)
+
+
+def test_a_skirt_in_a_photo_is_round_the_legs(camera) -> None:
+    vertices = BODY.vertices.astype(float)
+    assert bell_of(matte(camera, False), vertices, BODY, camera) is None
+    bell = bell_of(matte(camera, True), vertices, BODY, camera)
+    assert bell is not None
+    hem_row = 120 - (HEM_M - 0.5) * 200
+    assert bell.first + len(bell.left) == pytest.approx(hem_row, abs=2)
+    assert (bell.right - bell.left)[-1] == pytest.approx(2 * WIDE_M * 200, abs=3)
+    np.testing.assert_allclose(bell.depth, 4.0, atol=0.01)
+    assert bell.share[0] == 0 and bell.share[-1] == 1
+
+    depth = np.where(matte(camera, True) > 0, 4.0 - RADIUS_M, np.nan)
+    nothing = np.zeros(depth.shape, int)
+    sheet = bulged(Sheet(depth, nothing, nothing, ~np.isnan(depth) & False), bell)
+    last = bell.first + len(bell.left) - 1
+    assert sheet.depth[last, 100] == pytest.approx(4.0 - bell.half_depth[-1], abs=1e-3)
+    assert 0.15 < bell.half_depth[-1] < WIDE_M
+    # never behind what was there, and nothing changes off the skirt
+    assert np.nanmax(sheet.depth - depth) <= 0
+    below = slice(last + 1, None)
+    np.testing.assert_array_equal(sheet.depth[below], depth[below])
+
+
+def test_the_skirt_s_far_side_closes_it_behind_the_matte(camera) -> None:
+    alpha, vertices = matte(camera, True), BODY.vertices.astype(float)
+    bell = bell_of(alpha, vertices, BODY, camera)
+    points, lenders = bell_back(bell, vertices, BODY, camera)
+    pixels, depth = project(points.means, camera)
+    column, row = pixels.astype(int).T
+    # a row of discs may stand half a pixel over the edge
+    assert (alpha[row, np.clip(column, 0, 199)] > 0).mean() > 0.95 and (alpha[lenders[:, 0], lenders[:, 1]] > 0).all()
+    away = points.means[:, 2] < -0.02
+    assert away.mean() > 0.5 and (points.normals[away, 2] < 0).all()
+    # as far behind the legs as the front is before them
+    low = points.means[:, 1] < HEM_M + 0.02
+    assert points.means[low, 2].min() == pytest.approx(-bell.half_depth[-1], abs=0.01)
+    # what carries a point is a leg on its own side
+    carried = BODY.vertices[points.vertices[points.barycentric > 0.5]]
+    sideways = np.abs(points.means[:, 0]) > 0.1
+    assert (np.sign(carried[sideways, 0]) == np.sign(points.means[sideways, 0])).all()

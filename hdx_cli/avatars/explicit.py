@@ -25,7 +25,7 @@ from . import clothing, surface, unseen
 from .base import Avatar, axes_of_factors, blend, inverse_transforms, moved, posed, strongest
 from .binding import loosened
 from .optimize import fit_image
-from .skirt import legs_beneath, skirted
+from .skirt import Bell, bell_back, bell_of, bulged, legs_beneath, skirted
 
 FRINGE_PX = 2.0
 SHOWN = 0.25  # a Gaussian of which less than this share shows in the photo is not seen in it
@@ -99,6 +99,7 @@ class Draft:
         outward: displacement of the clothes [V] metres; vertices: the clothed body in the photo's pose [V 3] metres.
         buffer: the clothed body's depth in the photo; limb: body part of every pixel, -1 off the person [H W].
         sheet, cells, seen, seen_rgb: the photo's pixels on the body, as squares, as P points, and their colours [P 3].
+        bell: the skirt, if there is one.
     """
 
     rest: RestBody
@@ -115,6 +116,7 @@ class Draft:
     cells: tuple[np.ndarray, np.ndarray, np.ndarray]
     seen: surface.Points
     seen_rgb: Float[np.ndarray, "P 3"]
+    bell: Bell | None
 
 
 def lay_on_body(
@@ -134,13 +136,16 @@ def lay_on_body(
 
     progress.start("surface")
     sheet = surface.lift(buffer, alpha)
+    bell = bell_of(alpha, body_vertices, model, camera)
+    if bell is not None:
+        sheet = bulged(sheet, bell)
     limb = np.where(~np.isnan(sheet.depth), model.parts[model.faces[buffer.face[sheet.owner_y, sheet.owner_x], 0]], -1)
     detail = np.where(limb == HEAD, 2.5, np.where(limb == HAND, 1.5, 1.0)).astype(np.float32)
     cells = surface.adaptive_cells(rgb, sheet.depth, alpha, detail, round(settings.gaussians * SEEN_SHARE))
     seen = surface.seen_points(sheet, buffer, model.faces, camera, cells)
     return Draft(
         rest, rest_normals, transforms, camera, rgb, alpha, outward, vertices, buffer, limb, sheet, cells, seen,
-        _cell_colours(rgb, alpha, cells),
+        _cell_colours(rgb, alpha, cells), bell,
     )  # fmt: skip
 
 
@@ -179,9 +184,11 @@ def fit_coarse(
         if model.name == completion.BODY:
             weights = None if settings.completion is True else Path(settings.completion)
             hidden_rgb = completion.complete(draft, model, hidden, hidden_rgb, weights)
-    points = [seen, hidden, behind]
-    parts = [parts_of(model, p) for p in points]
-    colours = np.concatenate([draft.seen_rgb, hidden_rgb, draft.seen_rgb[behind_of]])
+    points, colours = [seen, hidden, behind], [draft.seen_rgb, hidden_rgb, draft.seen_rgb[behind_of]]
+    if draft.bell is not None:
+        far, lenders = bell_back(draft.bell, draft.vertices, model, camera)
+        points, colours = [*points, far], [*colours, rgb[lenders[:, 0], lenders[:, 1]]]
+    parts, colours = [parts_of(model, p) for p in points], np.concatenate(colours)
 
     quats, scales = axes_of_factors(np.concatenate([p.factors for p in points]))
     means = np.concatenate([p.means for p in points]).astype(np.float32)

@@ -1,16 +1,22 @@
-"""Skirts: how they are told from trousers, what they follow, and the legs beneath, which show once they move."""
+"""Skirts: how they are told from trousers, their round shape, what they follow, and the legs beneath, which show once
+they move."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int, Integer
+from scipy.ndimage import gaussian_filter1d
+from scipy.spatial import cKDTree
 
 from ..bodies.base import PARTS, BodyModel, RestBody
+from ..camera import Cameras
 from ..gaussians import Gaussians
-from ..mesh import sample_surface, vertex_normals
+from ..mesh import depth_buffer, project, sample_surface, unproject, vertex_normals
 from .base import axes_of_factors, strongest
-from .surface import discs
+from .surface import Points, Sheet, discs
 
 LEGS = PARTS.index("upper_leg"), PARTS.index("lower_leg")
 LEVEL_M = 0.01  # height of the slices in which a skirt is looked for
@@ -20,6 +26,12 @@ FADE_M = (0.08, -0.02)  # above the crotch, where the skirt's own weights begin 
 BENEATH_M, LEG_DISC_M = 0.02, 0.006  # how far under the body's skin the hidden legs lie; standard deviation of a disc
 SHOWN_LEG_M = 0.08  # below the hem, whence the hidden legs take their colour
 FEW = 30  # Gaussians of that leg, fewer of which tell no colour
+# In the photo: what of the gap between the legs is filled in a row of a skirt, how many centimetres of such rows make one,
+# above which it begins to be round, and how deep it is for its width.
+FILLED, SHORTEST_M, FLARE_M, DEEP = 0.9, 0.06, 0.2, 0.6
+# Spacing of the far side's discs, the outermost of the photo's columns that lends colour, and the share from which a row
+# has a far side of its own.
+SHELL_M, EDGE, ROUND_ENOUGH = 0.007, 0.96, 0.5
 
 
 def skirted(
@@ -144,3 +156,136 @@ def legs_beneath(
     weights = np.einsum("pk,pkj->pj", barycentric.astype(np.float32), model.weights[triangles])
     nearest = triangles[np.arange(len(triangles)), barycentric.argmax(1)]
     return made, *strongest(weights), model.parts[nearest].astype(parts.dtype)
+
+
+@dataclass(frozen=True)
+class Bell:
+    """A skirt in a photo, every row an ellipse round the legs.
+
+    Attributes:
+        first: its topmost row; left, right: its edges in each of R rows, px.
+        depth: of its axis along the optical axis; half_depth: of the ellipse along it, metres [R].
+        share: how far each row is an ellipse already and no longer the body's, in [0, 1].
+    """
+
+    first: int
+    left: Float[np.ndarray, "R"]
+    right: Float[np.ndarray, "R"]
+    depth: Float[np.ndarray, "R"]
+    half_depth: Float[np.ndarray, "R"]
+    share: Float[np.ndarray, "R"]
+
+
+def bell_of(
+    alpha: Float[np.ndarray, "H W"], vertices: Float[np.ndarray, "V 3"], model: BodyModel, camera: Cameras
+) -> Bell | None:
+    """The skirt that a matte shows round the legs of a bare body ``vertices`` (world, metres), or None.
+
+    It fills the gap between the legs from the crotch downwards without a break and ends at once.
+    """
+    on_legs = np.isin(model.parts, LEGS)
+    if not on_legs.any():
+        return None
+    buffer = depth_buffer(vertices, model.faces, camera)
+    part = np.where(buffer.covered, model.parts[model.faces[buffer.face, 0]], -1)
+    legs = np.isin(part, LEGS)
+    inside = (alpha >= 0.5) & ~(buffer.covered & ~legs & (part != PARTS.index("torso")))
+    _, depths = project(vertices, camera)
+    pixel_m = float(np.median(depths[on_legs])) / camera.Ks[0, 0, 0].item()
+    rows = np.flatnonzero(legs.any(1))
+    filled = np.full(len(alpha), np.nan)
+    for row in rows:
+        columns = np.flatnonzero(legs[row])
+        gap = ~buffer.covered[row, columns[0] : columns[-1] + 1]
+        if gap.sum() * pixel_m > LEVEL_M:
+            filled[row] = inside[row, columns[0] : columns[-1] + 1][gap].mean()
+    open_rows = np.flatnonzero(~np.isnan(filled))
+    if not len(open_rows):
+        return None
+    crotch = open_rows[0]
+    below = open_rows[filled[open_rows] < FILLED]
+    patient = max(1, round(LEVEL_M / pixel_m))
+    ends = [row for row in below if (filled[row : row + patient] < FILLED).all()]
+    hem = int(ends[0]) if ends else int(rows[-1]) + 1
+    after = filled[hem : hem + max(1, round(0.04 / pixel_m))]
+    after = after if len(after) else np.zeros(1)
+    if (hem - crotch) * pixel_m < SHORTEST_M or np.nan_to_num(after).mean() > BELOW_HEM:
+        return None
+    first = max(int(crotch - FLARE_M / pixel_m), 0)
+    middle = 0.5 * (np.flatnonzero(legs[crotch])[[0, -1]].sum())
+    left, right = np.zeros((2, hem - first))
+    for index, row in enumerate(range(first, hem)):
+        outside = np.flatnonzero(~inside[row])
+        left[index] = outside[outside < middle].max(initial=-1) + 1
+        right[index] = outside[outside > middle].min(initial=alpha.shape[1])
+    pixels, _ = project(vertices[on_legs], camera)
+    axis = np.array([_mean_near(depths[on_legs], pixels[:, 1], row, 0.03 / pixel_m) for row in range(first, hem)])
+    axis = np.where(np.isnan(axis), np.nanmean(axis), axis)
+    smooth = 0.03 / pixel_m
+    half_depth = DEEP * gaussian_filter1d(0.5 * (right - left), smooth, mode="nearest") * pixel_m
+    share = np.clip((np.arange(first, hem) - first) * pixel_m / FLARE_M, 0, 1)
+    return Bell(first, left, right, gaussian_filter1d(axis, smooth, mode="nearest"), half_depth, share)
+
+
+def _mean_near(values: np.ndarray, places: np.ndarray, at: float, reach: float) -> float:
+    near = np.abs(places - at) < reach
+    return float(values[near].mean()) if near.any() else float("nan")
+
+
+def bulged(sheet: Sheet, bell: Bell) -> Sheet:
+    """The photo's sheet with the skirt's front bulged out to its ellipse, never in; its far side is ``bell_back``'s."""
+    depth, on_body = sheet.depth.copy(), sheet.on_body.copy()
+    rows = slice(bell.first, bell.first + len(bell.left))
+    x = np.arange(depth.shape[1]) + 0.5
+    across = (2 * x - bell.left[:, None] - bell.right[:, None]) / np.maximum(bell.right - bell.left, 1)[:, None]
+    front = bell.depth[:, None] - bell.half_depth[:, None] * np.sqrt(np.clip(1 - across**2, 0, 1))
+    cloth = (np.abs(across) < 1) & ~np.isnan(depth[rows])
+    front = np.minimum(depth[rows], depth[rows] + bell.share[:, None] * (front - depth[rows]))
+    depth[rows] = np.where(cloth, front, depth[rows])
+    on_body[rows] |= cloth & (bell.share[:, None] >= ROUND_ENOUGH)
+    return replace(sheet, depth=depth, on_body=on_body)
+
+
+def bell_back(
+    bell: Bell, vertices: Float[np.ndarray, "V 3"], model: BodyModel, camera: Cameras
+) -> tuple[Points, Int[np.ndarray, "P 2"]]:
+    """The sides and back of the skirt, and the pixels (row, column) of the photo that lend each point its colour.
+
+    Args:
+        vertices: of the clothed body, world, metres; the nearest one of the legs carries a point.
+    """
+    pixel_m = float(np.median(bell.depth)) / camera.Ks[0, 0, 0].item()
+    parts: list[np.ndarray] = []
+    for index in range(0, len(bell.left), max(1, round(SHELL_M / pixel_m))):
+        if bell.share[index] < ROUND_ENOUGH:
+            continue
+        half_m = 0.5 * (bell.right[index] - bell.left[index]) * pixel_m
+        count = max(8, round(np.pi * (half_m + bell.half_depth[index]) / SHELL_M))
+        angles = np.arange(count) * (2 * np.pi / count)
+        angles = angles[np.cos(angles) < 0.5]
+        row = np.full(len(angles), bell.first + index + 0.5)
+        x = 0.5 * (bell.left[index] + bell.right[index] + np.sin(angles) * (bell.right[index] - bell.left[index]))
+        z = bell.depth[index] - bell.half_depth[index] * np.cos(angles)
+        # a row is a ray fan: the far side of the ellipse must not grow with its distance
+        x = camera.Ks[0, 0, 2].item() + (x - camera.Ks[0, 0, 2].item()) * bell.depth[index] / z
+        lender = 0.5 * (
+            bell.left[index] + bell.right[index] + EDGE * np.sin(angles) * (bell.right[index] - bell.left[index])
+        )
+        normal = np.stack([np.sin(angles) / half_m, np.zeros(len(angles)), -np.cos(angles) / bell.half_depth[index]], 1)
+        parts.append(np.concatenate([np.stack([x, row, z, lender], 1), normal], 1))
+    made = np.concatenate(parts) if parts else np.zeros((0, 7))
+    means = unproject(made[:, 0], made[:, 1], made[:, 2], camera)
+    normals = made[:, 4:] @ camera.viewmats[0, :3, :3].double().numpy()
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
+    faces = model.faces[np.isin(model.parts[model.faces], LEGS).all(1)]
+    corners = np.unique(faces)
+    face_of = np.zeros(len(vertices), np.int64)
+    face_of[faces[:, 0]], face_of[faces[:, 1]], face_of[faces[:, 2]] = (np.arange(len(faces)),) * 3
+    nearest = corners[cKDTree(vertices[corners]).query(means)[1]] if len(means) else np.zeros(0, np.int64)
+    triangles = faces[face_of[nearest]]
+    barycentric = (triangles == nearest[:, None]).astype(float)
+    points = Points(
+        means, discs(normals, 0.9 * SHELL_M, 0.25 * SHELL_M), normals, project(means, camera)[0], triangles, barycentric
+    )
+    last = np.array([camera.height - 1, camera.width - 1])
+    return points, np.clip(np.stack([made[:, 1], made[:, 3]], 1).astype(np.int64), 0, last)
