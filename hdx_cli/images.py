@@ -21,8 +21,9 @@ from .observation import Photo
 # Decoders that are let near a stranger's file; Pillow has others that start programs (EPS) or are seldom exercised.
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "TIFF", "GIF", "BMP")
 READABLE = "JPEG, PNG, WebP, HEIC, AVIF, TIFF, GIF and BMP can be read"
-# What is refused from the header alone. 150 megapixels take about 600 MB to decode.
-MOST_PIXELS = 150_000_000
+# What is refused from the header alone. A JPEG is decoded at a fraction of its size; what cannot be, takes up to
+# 13 bytes a pixel while alpha and colours are converted: 950 MB.
+MOST_PIXELS, MOST_DECODED_PIXELS = 150_000_000, 75_000_000
 LONGEST_SIDE_PX = 30_000
 # The pose models look at 256 px; below this shorter side there is no person to see.
 SHORTEST_SIDE_PX = 64
@@ -62,7 +63,8 @@ def load_photo(path: str | Path, max_side: int = 2048) -> Photo:
         size = tuple(max(1, round(side * scale)) for side in image.size)
         image = image.resize(size, Image.Resampling.LANCZOS)  # Pillow premultiplies alpha while it resizes
     if image.mode == "F":
-        return Photo(np.repeat(np.clip(np.asarray(image), 0, 1)[..., None], 3, axis=2), None, _scaled(focal_px, scale))
+        grey = np.clip(np.nan_to_num(np.asarray(image)), 0, 1)
+        return Photo(np.repeat(grey[..., None], 3, axis=2), None, _scaled(focal_px, scale))
     pixels = np.asarray(image, np.float32) / np.float32(255)
     alpha = pixels[..., 3] if image.mode == "RGBA" and _is_cut_out(pixels[..., 3]) else None
     if alpha is not None:
@@ -153,7 +155,8 @@ def _decode(path: Path, max_side: int) -> tuple[Image.Image, float | None]:
     except MemoryError:
         raise InputRejected(f"{path}: too large for the memory of this machine", code="E_TOO_LARGE") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
         raise InputRejected(f"{path}: damaged or cut off ({reason})", code="E_DECODE") from error
 
 
@@ -168,6 +171,10 @@ def _decode_checked(path: Path, max_side: int) -> tuple[Image.Image, float | Non
             _check_size(path, image.size)
             full_size = image.size
             image.draft("RGB", (2 * max_side, 2 * max_side))  # JPEG alone: decodes at 1/2, 1/4 or 1/8 in less memory
+            if image.width * image.height > MOST_DECODED_PIXELS:
+                limit = f"at most {MOST_DECODED_PIXELS // 10**6} megapixels in anything but a JPEG"
+                size = f"{full_size[0]} x {full_size[1]} px"
+                raise InputRejected(f"{path}: {size} is too large ({limit})", code="E_TOO_LARGE")
             image.load()
             focal_px = _focal_px(image.getexif(), full_size)
             focal_px = _scaled(focal_px, max(image.size) / max(full_size))

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from . import __version__
@@ -26,10 +26,12 @@ from .errors import NothingToDo, ResourceError, UsageError
 FORMAT = 1
 RECORDS = "run.json"
 LOCK = ".lock"
+# a record is a kilobyte, and a film of every motion that a person has makes hundreds
+MOST_BYTES, MOST_NAMES = 10_000_000, 10_000
 # The machine, not the program, is at fault: no space, quota, file-size limit, rights, read-only or failing disk.
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG,
-    errno.EMFILE, errno.ENFILE,
+    errno.EMFILE, errno.ENFILE, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
 }  # fmt: skip
 
 
@@ -83,15 +85,19 @@ class RunFolder:
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         with locked(path):
+            run = cls(path, {}, force)
             try:
-                run = cls(path, {} if is_new else _read_state(path), force)
+                run.state = {} if is_new else _read_state(path)
                 run._take_photo(photo, seed)
                 yield run
             finally:
                 remove_partials(path)
                 if is_new and not run_has_records(path):
-                    for name in (RECORDS, LOCK, *(entry.name for entry in path.glob("photo.*"))):
-                        (path / name).unlink(missing_ok=True)
+                    # a product may be in its place and its record not: the disk was full by then
+                    taken = (entry.name for kind in ("photo.*", "mask.*") for entry in path.glob(kind))
+                    for name in (*run.state.get("products", {}), *taken, RECORDS, LOCK):
+                        with contextlib.suppress(OSError):
+                            _remove(path / name)
                     for folder in made_here:
                         with contextlib.suppress(OSError):
                             folder.rmdir()
@@ -131,10 +137,10 @@ class RunFolder:
 
     def remember(self, options: dict[str, Any], seed: int | None = None) -> None:
         """Keep ``options`` (and the seed) for later runs of single stages."""
-        self.state["options"] = options
-        if seed is not None:
-            self.state["seed"] = seed
-        self._save()
+        new = {"options": _as_json(options), "seed": self.seed if seed is None else seed}
+        if any(self.state.get(name) != value for name, value in new.items()):  # what is finished needs no room
+            self.state |= new
+            self._save()
 
     def record(self, product: str) -> dict[str, Any]:
         """The record of a finished product; empty where there is none."""
@@ -188,6 +194,8 @@ class RunFolder:
             device: written down.
         """
         path = self.path / product
+        if not is_inside(self.path, product):
+            raise UsageError(f"{path}: lies outside of the run folder", hint="remove that link", code="E_OUTPUT")
         if self.is_done(product, config, inputs):
             return Made(path, True, self.record(product)["seconds"])
         is_file = bool(path.suffix)
@@ -247,7 +255,7 @@ class RunFolder:
             return
         if held and not self.force:
             raise UsageError(
-                f"{self.path}: holds the avatar of another photo ({self.state.get('photo_name', held)})",
+                f"{self.path}: holds the avatar of another photo ({_short(self.state.get('photo_name', held))})",
                 hint="choose another place with -o, or replace it with --force",
                 code="E_OTHER_PHOTO",
             )
@@ -265,23 +273,31 @@ class RunFolder:
 
     def _made_from(self, product: str) -> list[str]:
         """The recorded products that were made from ``product``, directly or not."""
-        direct = [name for name, record in self.state["products"].items() if product in record["inputs"]]
-        return direct + [name for later in direct for name in self._made_from(later)]
+        found, new = {product}, [product]
+        while new:
+            new = [
+                name
+                for name, record in self.state["products"].items()
+                if name not in found and any(one in record.get("inputs", {}) for one in new)
+            ]
+            found.update(new)
+        return sorted(found - {product})
 
     def _hashes(self, inputs: list[str]) -> dict[str, str]:
         return {name: sha256_of(self.path / name) for name in inputs}
 
     def _save(self) -> None:
         with disk_errors(self.path):
-            write_atomically(
-                self.path / RECORDS, (json.dumps(self.state, indent=2, ensure_ascii=False) + "\n").encode()
-            )
+            text = json.dumps(self.state, indent=2, ensure_ascii=False) + "\n"
+            # bytes of a file name that are no text become \udcxx, which is also how JSON writes them
+            write_atomically(self.path / RECORDS, text.encode("utf-8", "backslashreplace"))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file in one step: readers see the old content or the new, also after a power cut."""
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
+        partial.unlink(missing_ok=True)  # a link left there would be written through
         partial.write_bytes(content)
         _sync(partial)
         os.replace(partial, path)
@@ -297,14 +313,19 @@ def write_outside(path: Path, write: Callable[[Path], Any]) -> Made:
     with disk_errors(path):
         if path.is_dir() and path.suffix:
             raise UsageError(f"{path}: is a folder", code="E_OUTPUT")
+        made_here = _missing_parents(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            _remove(partial)
             write(partial)
             if path.is_dir():
                 raise UsageError(f"{path}: exists already", hint="choose another place with -o", code="E_OUTPUT")
             os.replace(partial, path)
         finally:
             _remove(partial)
+            for folder in made_here:
+                with contextlib.suppress(OSError):  # not empty: the result is in it
+                    folder.rmdir()
     return Made(path, False, time.perf_counter() - start)
 
 
@@ -325,7 +346,7 @@ def run_has_records(path: Path) -> bool:
     """True where a run folder has at least one finished product."""
     try:
         return bool(json.loads((path / RECORDS).read_bytes())["products"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -346,8 +367,18 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         ResourceError: another process holds it.
     """
+    file = None
     with disk_errors(path):
-        file = open(path / LOCK, "a+b")  # noqa: SIM115 - closed below, after the body
+        if (path / LOCK).is_symlink():
+            raise UsageError(f"{path / LOCK}: is a link", hint=f"rm {path / LOCK}", code="E_RUN_FORMAT")
+        try:
+            file = open(path / LOCK, "a+b")  # noqa: SIM115 - closed below, after the body
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+    if file is None:  # nothing can change on a disk that is read-only; what is to be written there fails by itself
+        yield
+        return
     with file:
         try:
             _lock(file)
@@ -368,7 +399,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where = error.filename if isinstance(error.filename, (str, bytes)) else path
+        # of a copy or a renaming the second name is what could not be written
+        where = next((name for name in (error.filename2, error.filename) if isinstance(name, (str, bytes))), path)
         raise ResourceError(
             f"{os.fsdecode(where)}: {os.strerror(error.errno)}",
             hint="free some space, or choose another place with -o",
@@ -376,21 +408,104 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def is_inside(folder: Path, name: str) -> bool:
+    """Whether a name that stands in a file means something below ``folder``, on every system and through every link."""
+    # Windows takes both slashes, drives (C:x) and shares (//host/share); what it takes for such is refused everywhere
+    parts = PureWindowsPath(name).parts
+    if not parts or PureWindowsPath(name).anchor or ".." in parts or "\0" in name or len(name) > 1000:
+        return False
     try:
-        state = json.loads((path / RECORDS).read_bytes())
+        return (folder / name).resolve().is_relative_to(folder.resolve() / Path(name).parts[0])
+    except (OSError, ValueError, RuntimeError):  # too long, bytes that no name has, links in a circle
+        return False
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The content of ``run.json``; what the stages take from it is of the right type and inside the folder.
+
+    Raises:
+        UsageError: it is damaged, or of a newer hdx.
+        ResourceError: it cannot be read.
+    """
+    hint = "choose another place with -o"
+    try:
+        with disk_errors(path):
+            if (path / RECORDS).stat().st_size > MOST_BYTES:
+                raise ValueError("far too long")
+            state = json.loads((path / RECORDS).read_bytes())
         form = state["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(form, int):
+            raise ValueError("a format that is no number")
+        if form <= FORMAT:
+            _check_state(path, state)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UsageError(f"{path / RECORDS}: damaged ({_short(error)})", hint=hint, code="E_RUN_FORMAT") from None
+    if form > FORMAT:
+        version, form = _short(state.get("hdx", "unknown")), _short(min(form, 10**9))
         raise UsageError(
-            f"{path / RECORDS}: damaged ({error})", hint="choose another place with -o", code="E_RUN_FORMAT"
-        ) from None
-    if not isinstance(form, int) or form > FORMAT:
-        raise UsageError(
-            f"{path}: made by a newer hdx ({state.get('hdx', 'unknown')}, run format {form}; this one reads up to {FORMAT})",
+            f"{path}: made by a newer hdx ({version}, run format {form}; this one reads up to {FORMAT})",
             hint="pip install --upgrade hdx-cli",
             code="E_RUN_FORMAT",
         )
     return state
+
+
+def _check_state(path: Path, state: dict[str, Any]) -> None:
+    """See that the records can be relied on.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, OverflowError: they cannot.
+    """
+    photo, products, options = state["photo"], state["products"], state.get("options", {})
+    if not isinstance(photo, str) or Path(photo).name != photo or not isinstance(state.get("photo_name", ""), str):
+        raise ValueError("a photo without a plain name")
+    if type(state["seed"]) is not int or abs(state["seed"]) >= 2**63:
+        raise ValueError("a seed that is no number")
+    if not isinstance(options, dict) or not all(_is_plain(value) for value in options.values()):
+        raise ValueError("options that are none")
+    names = {photo, *products} | ({options["mask"]} if options.get("mask") is not None else set())
+    for product, record in products.items():
+        if not isinstance(record, dict):
+            raise ValueError(f"the record of {_short(product)} is none")
+        names |= {*record.get("inputs", {})}
+        if len(names) > MOST_NAMES:
+            raise ValueError("far too many names")
+        if record:
+            _check_record(product, record)
+    for name in names:
+        if not isinstance(name, str) or name in (RECORDS, LOCK) or not is_inside(path, name):
+            raise ValueError(f"{_short(name)!r} is no place in this folder")
+
+
+def _check_record(product: str, record: dict[str, Any]) -> None:
+    """As ``_check_state``, for the record of one product."""
+    right = (
+        isinstance(record["hdx"], str)
+        and isinstance(record["config"], dict)
+        and all(isinstance(digest, str) for digest in record["inputs"].values())
+        and isinstance(record.get("outputs", {}), dict)
+        and 0 <= float(record["seconds"]) < 1e9
+        # what is shown of a product
+        and all(isinstance(float(number), float) and not isinstance(number, str)
+                for kind in ("scores", "confidence") for number in record.get(kind, {}).values())
+        and all(isinstance(finding[part], str)
+                for finding in record.get("findings", []) for part in ("code", "message"))
+    )  # fmt: skip
+    if not right or isinstance(record["seconds"], str):
+        raise ValueError(f"the record of {_short(product)} is incomplete")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an option is nothing, a switch, a finite number or a short text."""
+    return value is None or (isinstance(value, str) and len(value) <= 1000) or (
+        isinstance(value, int | float) and abs(value) < 1e18
+    )  # fmt: skip
+
+
+def _short(value: object) -> str:
+    """A value of the file, or an error about one, as a short printable line."""
+    text = " ".join(str(value).split()) or type(value).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:150])
 
 
 def _missing_parents(path: Path) -> list[Path]:
@@ -419,6 +534,7 @@ def _files(folder: Path) -> list[Path]:
 def _copy(source: Path, target: Path) -> None:
     partial = target.with_name(f"{target.stem}.partial{target.suffix}")
     try:
+        partial.unlink(missing_ok=True)
         shutil.copyfile(source, partial)
         _sync(partial)
         os.replace(partial, target)

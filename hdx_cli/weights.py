@@ -10,6 +10,7 @@ from .errors import WeightsError
 
 PACKAGE = Path(__file__).resolve().parent
 LOCK = PACKAGE / "weights.json"
+MOST_HEADER_BYTES = 25_000_000  # of a safetensors file, as the Hub's own client has it
 REINSTALL = "pip install --force-reinstall --no-deps hdx-cli"
 
 
@@ -27,17 +28,24 @@ def read_weights(path: Path, lock: Path | None = LOCK) -> tuple[bytes, dict[str,
     try:
         content = path.read_bytes()
         known = {} if lock is None else json.loads(lock.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: weights cannot be read ({error})", hint=hint) from None
+        if not isinstance(known, dict):
+            raise ValueError(f"{lock} is no list of weights")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "".join(letter if letter.isprintable() else "?" for letter in str(error)[:300])
+        raise WeightsError(f"{path}: weights cannot be read ({reason})", hint=hint) from None
     if lock is not None:
         name = path.relative_to(lock.parent).as_posix() if path.is_relative_to(lock.parent) else path.name
         if hashlib.sha256(content).hexdigest() != known.get(name):
             raise WeightsError(f"{path}: not the weights that {lock.name} names (sha256 differs)", hint=hint)
     try:
         length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])
-        return content, dict(header.get("__metadata__", {}))
-    except (ValueError, AttributeError, TypeError):
+        if length > MOST_HEADER_BYTES:
+            raise ValueError
+        notes = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        if not all(isinstance(value, str) for value in notes.values()):
+            raise ValueError
+        return content, dict(notes)
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise WeightsError(f"{path}: not a safetensors file", hint=hint) from None
 
 

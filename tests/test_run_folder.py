@@ -283,3 +283,15 @@ def test_a_folder_with_another_photo_of_that_name_is_left_alone(tmp_path: Path) 
     with pytest.raises(UsageError, match="not a run folder"), RunFolder.create(folder, photo):
         pass
     assert (folder / "photo.jpg").read_bytes() == b"others"
+
+
+@pytest.mark.parametrize("options", [{"gaussians": "many"}, {"restorer": 3}, {"seed": True}, {"height_m": [1.7]}])
+def test_options_of_another_type_are_refused_by_name(tmp_path: Path, photo: Path, options: dict) -> None:
+    from hdx_cli.stages import Options
+
+    with RunFolder.create(tmp_path / "run", photo) as run:
+        run.remember(options)
+        with pytest.raises(UsageError, match=f"run.json: damaged .the option {next(iter(options))}"):
+            Options.remembered(run)
+        run.remember({"gaussians": 5000, "height_m": 2, "restorer": "none"})
+        assert Options.remembered(run).gaussians == 5000

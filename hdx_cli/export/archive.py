@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,8 +52,9 @@ def write_archive(path: Path, avatar: SkinnedGaussians) -> None:
             f"fps_{index}": np.float32(animation.fps),
             f"loops_{index}": np.bool_(animation.loops),
         }
-    with open(path, "wb") as file:  # numpy would add a suffix to a path that has none
-        np.savez_compressed(file, **arrays)
+    held = io.BytesIO()  # where the disk is full, a half written zip file complains once more when it is collected
+    np.savez_compressed(held, **arrays)
+    path.write_bytes(held.getvalue())
 
 
 def write_sequence(folder: Path, frames: Iterable[Gaussians], *, sh_degree: int | None = None, up: str = "y") -> int:

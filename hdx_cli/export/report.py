@@ -61,7 +61,8 @@ class Report:
 
 def write_report(path: Path, report: Report) -> None:
     """Write the page as UTF-8 HTML."""
-    path.write_text(page_of(report), encoding="utf-8")
+    # bytes of a file name that are no text become question marks
+    path.write_text(page_of(report), encoding="utf-8", errors="replace")
 
 
 def page_of(report: Report) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -23,7 +25,8 @@ ENCODERS = {
     "webm": (
         "libvpx-vp9",
         "yuva420p",
-        ["-crf", "30", "-b:v", "0", "-deadline", "realtime", "-cpu-used", "5", "-row-mt", "1"],
+        # bitexact: or the muxer draws a number by which no two files are the same
+        ["-crf", "30", "-b:v", "0", "-deadline", "realtime", "-cpu-used", "5", "-row-mt", "1", "-fflags", "+bitexact"],
     ),
 }
 
@@ -43,6 +46,7 @@ def write_video(path: Path, frames: Iterable[Frame], *, size: tuple[int, int], f
     Raises:
         UsageError: an unknown format or an odd size.
         ResourceError: the encoder could not write.
+        OSError: the disk is full, or cannot be written.
     """
     if format not in FORMATS:
         raise UsageError(f"--format {format}: choose one of {', '.join(FORMATS)}")
@@ -104,6 +108,10 @@ def _encode(path: Path, frames: Iterable[Frame], size: tuple[int, int], fps: flo
         if encoder.returncode != 0:
             words.seek(0)
             lines = words.read().decode(errors="replace").strip().splitlines() or [f"exit code {encoder.returncode}"]
+            # ffmpeg says it in the words of the system
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+                if any(line.endswith(os.strerror(number)) for line in lines):
+                    raise OSError(number, os.strerror(number), str(path))
             raise ResourceError(f"{path}: ffmpeg could not write ({lines[0]})", hint="hdx doctor", code="E_ENCODE")
     return count
 

@@ -75,8 +75,10 @@ def load(
                 code="E_MOTION",
             )
         from .files import read
+        from .smpl import on_own_joints
 
         motion = cut(read(path, allow_pickle), frames, str(path), MAX_FRAMES)
+        motion = on_own_joints(motion, rest.joints, joint_names)
         frames = None
         clip = Clip(path.stem, retarget(motion, target, str(path)), motion.fps, False)
     if frames is not None:

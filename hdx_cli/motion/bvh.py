@@ -21,7 +21,8 @@ from .retarget import Motion
 from .skeleton import skeleton
 
 MAX_JOINTS, MAX_ROTATIONS = 1000, 2_500_000
-MAX_HEADER = 4 * 2**20
+MAX_HEADER, MAX_LINE = 4 * 2**20, 10_000
+FEWEST_JOINTS = 14  # of a skeleton with all that retargeting needs
 _CHANNELS = {f"{axis}{kind}": (kind, index) for kind in ("position", "rotation") for index, axis in enumerate("xyz")}
 
 
@@ -52,7 +53,7 @@ def read(path: Path) -> Motion:
         raise _rejected(path, "the hierarchy is too long")
     joints = _hierarchy(path, content[:start].decode("utf-8", "replace"))
     width = sum(len(joint.channels) for joint in joints)
-    frames, fps, values = _values(path, content[start:], width)
+    frames, fps, values = _values(path, content[start:], width, len(joints))
     names = tuple(joint.name for joint in joints)
     parents = np.array([joint.parent for joint in joints])
     offsets = np.array([joint.offset for joint in joints])
@@ -60,8 +61,6 @@ def read(path: Path) -> Motion:
     for joint, parent in enumerate(parents):
         if parent >= 0:
             rest[joint] += rest[parent]
-    if frames * len(joints) > MAX_ROTATIONS:
-        raise _rejected(path, f"{frames} frames of {len(joints)} joints are too many: cut it into parts")
     body = skeleton(names, parents, rest)
     rotations, pelvis = _forward(joints, offsets, values, body.slots["pelvis"][0])
     if frames > 2 and _begins_with_rest(rotations):
@@ -76,6 +75,8 @@ def _hierarchy(path: Path, text: str) -> list[_Joint]:
     pending = False  # a joint was named and its brace is still to come
     column = 0
     for line in text.splitlines():
+        if len(line) > MAX_LINE:  # words are taken from the front of a line, each time with a copy of the rest
+            raise _rejected(path, f"a line of {len(line)} characters in the hierarchy")
         # braces may share a line with other words
         words = line.replace("{", " { ").replace("}", " } ").split()
         while words:
@@ -121,7 +122,7 @@ def _hierarchy(path: Path, text: str) -> list[_Joint]:
     return joints
 
 
-def _values(path: Path, content: bytes, width: int) -> tuple[int, float, Float[np.ndarray, "T C"]]:
+def _values(path: Path, content: bytes, width: int, joints: int) -> tuple[int, float, Float[np.ndarray, "T C"]]:
     """Number of frames, frames per second and the channels' values."""
     lines = [line for line in content[:2000].splitlines() if line.strip()][:3]
     try:
@@ -133,6 +134,8 @@ def _values(path: Path, content: bytes, width: int) -> tuple[int, float, Float[n
         raise _rejected(path, f"a frame time of {seconds} s")
     if frames < 1:
         raise _rejected(path, f"{frames} frames")
+    if frames * max(joints, FEWEST_JOINTS) > MAX_ROTATIONS:
+        raise _rejected(path, f"{frames} frames of {joints} joints are too many: cut it into parts")
     if frames * width > len(content) // 2 + 1:
         raise _rejected(path, f"says {frames} frames of {width} numbers, which do not fit into it: cut short")
     body = content[content.index(lines[2]) + len(lines[2]) :]
@@ -222,4 +225,5 @@ def _numbers(path: Path, words: list[str]) -> list[float]:
 
 
 def _rejected(path: Path, reason: str) -> InputRejected:
-    return InputRejected(f"{path}: {reason}", code="E_MOTION_FORMAT")
+    shown = "".join(letter if letter.isprintable() else "?" for letter in reason)
+    return InputRejected(f"{path}: {shown}", code="E_MOTION_FORMAT")

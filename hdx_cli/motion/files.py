@@ -18,7 +18,10 @@ def read(path: Path, allow_pickle: bool = False) -> Motion:
         InputRejected: it is of no known kind, too large, damaged, or needs ``allow_pickle``.
     """
     if path.is_dir():
-        return smpl.read_folder(path)
+        try:
+            return smpl.read_folder(path)
+        except OSError as error:
+            raise InputRejected(f"{path}: cannot be read ({error.strerror or error})", code="E_READ") from None
     kind = path.suffix.lower()
     readers = {".bvh": bvh.read, ".npz": smpl.read_npz, ".smpl": smpl.read_npz, ".json": smpl.read_json}
     pickles = (".pkl", ".pickle", ".pt", ".pth")

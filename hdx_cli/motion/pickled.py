@@ -48,9 +48,9 @@ def read_arrays(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd escapes in old pickles' text
-            return _plain(built if torch_file else _run(io.BytesIO(path.read_bytes())), [0])
+            return _plain(built if torch_file else _run(io.BytesIO(path.read_bytes())), [0, 0])
     except Exception as error:  # damaged instructions fail in many ways
-        reason = str(error).split("\n")[0][:120] or type(error).__name__
+        reason = _line(error)
         raise InputRejected(f"{path}: not a pickle of numbers ({reason})", code="E_PICKLE") from None
 
 
@@ -62,8 +62,14 @@ def _torch(path: Path, is_zip: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
-        reason = str(error).split("\n")[0][:120]
+        reason = _line(error)
         raise InputRejected(f"{path}: PyTorch does not read it as plain tensors ({reason})", code="E_PICKLE") from None
+
+
+def _line(error: BaseException) -> str:
+    """An error as a short printable line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:120])
 
 
 def _run(stream: io.BytesIO) -> Any:
@@ -172,7 +178,10 @@ def _made(what: Any, arguments: Any) -> Any:
 
 
 def _plain(value: Any, seen: list[int], depth: int = 0) -> Any:
-    """Nested containers with arrays in the place of what describes them; ``seen`` counts, as parts can be shared."""
+    """Nested containers with arrays in the place of what describes them.
+
+    ``seen`` counts parts, and bytes of tensors, as both can be shared.
+    """
     seen[0] += 1
     if depth > 20 or seen[0] > MAX_NODES:
         raise ValueError("nested too deeply, or too many parts")
@@ -186,7 +195,8 @@ def _plain(value: Any, seen: list[int], depth: int = 0) -> Any:
             return _array(dtype, shape, content, bool(fortran))
         return _plain(value.items, seen, depth + 1) if value.items else None
     if hasattr(value, "detach"):  # a tensor; its elements may be shared
-        if value.numel() * 8 > MAX_BYTES or value.is_sparse or value.is_quantized or value.is_complex():
+        seen[1] += value.numel() * 8
+        if seen[1] > MAX_BYTES or value.is_sparse or value.is_quantized or value.is_complex():
             raise ValueError("a tensor that is too large, or not of plain numbers")
         return value.detach().double().numpy()
     if isinstance(value, list | tuple):

@@ -236,7 +236,7 @@ def retarget(motion: Motion, target: Rig, name: str) -> BodyPose:
     length = source.leg_length()
     if missing or length < 1e-6:
         what = f"no joint that is known as {missing[0]}" if missing else "legs without length"
-        shown = ", ".join(motion.names[:8])[:200]
+        shown = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(motion.names[:8])[:200])
         raise InputRejected(f"{name}: {what} among {shown} ...", code="E_MOTION_SKELETON")
     world = {
         slot: [motion.axes @ motion.rotations[:, joint] for joint in joints] for slot, joints in source.slots.items()

@@ -9,10 +9,9 @@ which most of the trunks stand.
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from jaxtyping import Float
 
 from ..errors import InputRejected
 from ..geometry import rotvecs_to_matrices
-from .archive import members
-from .retarget import Motion
-from .skeleton import FINGERS
+from . import archive
+from .retarget import Motion, alignment, pose_rotations
+from .skeleton import FINGERS, Skeleton, skeleton
 
-MAX_FRAMES, MAX_FRAME_FILE, MAX_JSON = 100_000, 2**20, 2**25
+MAX_FRAMES, MAX_ROTATIONS, MAX_FRAME_FILE, MAX_JSON = 100_000, 2_500_000, 2**20, 2**25
 MAX_UNPACKED = 256 * 2**20
 DEFAULT_FPS = 30.0
 # name, parent, nominal rest position in metres, +Y up, facing +Z, +X left (rounded by eye, not of any model file)
@@ -67,7 +66,7 @@ def read_npz(path: Path) -> Motion:
     Raises:
         InputRejected: it is not one, holds objects, is damaged or too large.
     """
-    return _motion(path, _numbers_of_npz(path))
+    return _motion(path, archive.read_npz(path, lambda name: name.lower() in _KNOWN, MAX_UNPACKED))
 
 
 def read_json(path: Path) -> Motion:
@@ -99,60 +98,77 @@ def read_pickle(path: Path) -> Motion:
     return _motion(path, _arrays(path, read_arrays(path)))
 
 
-def _numbers_of_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of known names in an .npz; their headers are believed only as far as there are bytes."""
-    found: dict[str, np.ndarray] = {}
-    wanted = [m for m in members(path, 2**40) if m.filename.removesuffix(".npy").lower() in _KNOWN | {*_GROUPS}]
-    if sum(member.file_size for member in wanted) > MAX_UNPACKED:
-        raise InputRejected(f"{path}: unpacks to more than {MAX_UNPACKED >> 20} MB", code="E_MOTION_SIZE")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in wanted:
-                name, content = member.filename.removesuffix(".npy"), archive.read(member)
-                stream = io.BytesIO(content)
-                version = np.lib.format.read_magic(stream)
-                header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = header(stream)
-                if dtype.hasobject:
-                    raise InputRejected(f"{path}: {name} is a pickled object, not numbers", code="E_PICKLE")
-                if dtype.kind not in "fiub" or min(shape, default=0) < 0:
-                    raise ValueError(f"{name} is not an array of numbers")
-                if int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize > len(content):
-                    raise ValueError(f"{name} is cut short")
-                found[name] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except InputRejected:
-        raise
-    except Exception as error:  # zlib, lzma, tokenize, ast and numpy each have errors of their own for damaged files
-        raise InputRejected(f"{path}: not an .npz, or damaged ({_short(error)})", code="E_MOTION_FORMAT") from None
-    return found
+def on_own_joints(motion: Motion, joints: Float[np.ndarray, "J 3"], joint_names: tuple[str, ...]) -> Motion:
+    """The motion with the rest joints of a rig that has all of its joints by name; any other motion as it is.
+
+    Retargeting then takes an avatar of the family through the file's own rotations, joint by joint.
+    """
+    if not set(motion.names) <= set(joint_names):
+        return motion
+    own = [joint_names.index(name) for name in motion.names]
+    return replace(motion, joints=np.asarray(joints, float)[own])
+
+
+def on_rig(rotations: Mapping[str, Float[np.ndarray, "3 3"]], target: Skeleton) -> Float[np.ndarray, "J 3 3"]:
+    """One pose of the family on another rig: joint rotations [J 3 3] relative to their parents, float32.
+
+    Args:
+        rotations: by the family's joint names, relative to their parents, the root's in any axes; those of the fingers
+            may be left out and then follow the hands.
+        target: the other rig. Its root takes the rotation of its pelvis, wherever in the rig that is.
+    """
+    names, parents, joints = [list(column) for column in zip(*_BODY, strict=True)]
+    if "left_index1" in rotations and "right_index1" in rotations:
+        _add_hands(names, parents, joints)
+    source = skeleton(names, np.array(parents), np.array(joints, float))
+    world: list[np.ndarray] = []
+    for name, parent in zip(names, parents, strict=True):
+        own = rotations.get(name, np.eye(3))[None]
+        world.append(world[parent] @ own if parent >= 0 else own)
+    by_slot = {slot: [world[joint] for joint in chain] for slot, chain in source.slots.items()}
+    local, total = pose_rotations(target, alignment(target, source), by_slot)
+    root, pelvis = int(np.argmax(target.parents < 0)), target.slots["pelvis"][0]
+    if root != pelvis:
+        whole = total[:, pelvis]
+        for joint, parent in enumerate(target.parents):
+            # what hangs on the root turns with it now
+            if parent == root:
+                local[:, joint] = np.swapaxes(whole, 1, 2) @ total[:, joint]
+        local[:, root] = whole
+    return local[0]
 
 
 def _json(path: Path, max_bytes: int = MAX_JSON) -> Any:
-    if path.stat().st_size > max_bytes:
-        raise InputRejected(f"{path}: larger than {max_bytes >> 20} MB", code="E_MOTION_SIZE")
+    if not path.is_file() or path.stat().st_size > max_bytes:  # reading a pipe would wait for ever
+        raise InputRejected(f"{path}: larger than {max_bytes >> 20} MB, or no plain file", code="E_MOTION_SIZE")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputRejected(f"{path}: not JSON ({_short(error)})", code="E_MOTION_FORMAT") from None
 
 
-def _arrays(path: Path, content: Any, depth: int = 0) -> dict[str, np.ndarray]:
-    """The numeric arrays of (nested) dictionaries of numbers and lists; of several people the one with most frames."""
+def _arrays(path: Path, content: Any, depth: int = 0, left: list[int] | None = None) -> dict[str, np.ndarray]:
+    """The numeric arrays of (nested) dictionaries of numbers and lists; of several people the one with most frames.
+
+    ``left`` is how many bytes all of them may still take: a pickle can hold one array under many names.
+    """
+    left = [MAX_UNPACKED] if left is None else left
     if not isinstance(content, Mapping) or depth > 5:
         raise InputRejected(f"{path}: no parameters by name in it", code="E_MOTION_FORMAT")
     for group in _GROUPS:
         if isinstance(content.get(group), Mapping):
             rate = {name: value for name, value in content.items() if str(name).lower() in _FPS}
-            return _arrays(path, {**rate, **content[group]}, depth + 1)
+            return _arrays(path, {**rate, **content[group]}, depth + 1, left)
     people = [value for value in content.values() if isinstance(value, Mapping)]
     if people and not {str(name).lower() for name in content} & {*_WHOLE, *_BODY_POSE}:
-        found = [_arrays(path, person, depth + 1) for person in people[:100]]
+        found = [_arrays(path, person, depth + 1, left) for person in people[:100]]
         return max(found, key=lambda arrays: max((len(value) for value in arrays.values() if value.ndim), default=0))
     arrays = {}
     for name, value in content.items():
         if str(name).lower() in _KNOWN:
+            left[0] -= 8 * getattr(value, "size", 0)
+            if left[0] < 0:
+                raise InputRejected(f"{path}: larger than {MAX_UNPACKED >> 20} MB", code="E_MOTION_SIZE")
             try:
                 arrays[str(name)] = np.asarray(value, dtype=float)
             except (ValueError, TypeError, RecursionError, OverflowError):
@@ -194,7 +210,7 @@ def _motion(path: Path, arrays: Mapping[str, np.ndarray]) -> Motion:
     elif whole is not None:
         turns = _rotations(path, "pose", whole)
     else:
-        shown = ", ".join(sorted(arrays))[:120] or "nothing"
+        shown = _short(", ".join(sorted(arrays)) or "nothing")
         raise _rejected(path, f"no poses or body_pose among {shown}")
     count = turns.shape[1]
     if count not in (21, 22, 23, 24, 52, 55):
@@ -268,8 +284,9 @@ def _rotations(path: Path, what: str, values: np.ndarray) -> Float[np.ndarray, "
         raise _rejected(path, f"{what} of shape {values.shape}")
     if not len(values) or not values.shape[1]:
         raise _rejected(path, f"no frames: {what} of shape {values.shape}")
-    if len(values) > MAX_FRAMES:
-        raise InputRejected(f"{path}: more than {MAX_FRAMES} frames: cut it into parts", code="E_MOTION_SIZE")
+    if len(values) > MAX_FRAMES or len(values) * values.shape[1] > MAX_ROTATIONS:
+        what = f"{len(values)} frames of {values.shape[1]} joints are too many: cut it into parts"
+        raise InputRejected(f"{path}: {what}", code="E_MOTION_SIZE")
     if not (np.abs(values) < 1e4).all():
         raise _rejected(path, f"{what} with numbers that are not finite, or beyond reason")
     if matrices is None:
@@ -296,5 +313,7 @@ def _rejected(path: Path, reason: str) -> InputRejected:
     return InputRejected(f"{path}: {reason}", code="E_MOTION_FORMAT")
 
 
-def _short(error: BaseException) -> str:
-    return str(error).split("\n")[0][:150] or type(error).__name__
+def _short(value: object) -> str:
+    """A value of the file, or an error about one, as a short printable line."""
+    text = " ".join(str(value).split()) or type(value).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:150])
