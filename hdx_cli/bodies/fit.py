@@ -38,8 +38,9 @@ from .rig import (
     direction_matrix,
 )  # fmt: skip
 from .silhouette import Silhouette, match, render_outline, silhouette_of
+from .smpl_rig import smpl_rig
 
-RIGS: dict[str, Callable[[BodyModel], FitRig]] = {"anny": anny_rig}
+RIGS: dict[str, Callable[[BodyModel], FitRig]] = {"anny": anny_rig, "smplx": smpl_rig, "smpl": smpl_rig}  # by family
 
 # BlazePose's world landmarks describe people of this standing height; it turns their scale into px per body height.
 BLAZEPOSE_HEIGHT_M = 1.72
@@ -67,6 +68,8 @@ HAND_AGREEMENT = 0.3  # cosine
 SITTING_RAD = math.radians(50)
 # of the mean absolute error that the lifting network tells (chosen on validation people)
 LIFTED_SIGMA = 0.7
+# How far a given pose is from the truth, radians for each joint and axis; and a given shape, of its prior's sigma.
+GIVEN_SIGMA_RAD, GIVEN_SHAPE = 0.12, 0.3
 # A body of which less than this lies inside the matte is fitted again without the network.
 LIFTED_INSIDE = 0.8
 # Nearly everybody whose trunk measures steeper than this stands upright; beyond, people run, bend or lean on something.
@@ -100,12 +103,30 @@ class BodyPriors:
                 raise UsageError(f"{name}: {value} is not between {low} and {high}")
 
 
+@dataclass(frozen=True)
+class GivenPose:
+    """What another program says of the person.
+
+    Attributes:
+        rotations: of the body model's own joints relative to their parents, the root's in camera axes (x right, y down,
+            z away) [J 3 3].
+        shape: shape coefficients [S], or None where they are of another body model.
+        final: the pose, and the shape where there is one, stay as they are, and only where the person stands is
+            looked for; else the photo changes both a little.
+    """
+
+    rotations: Float[np.ndarray, "J 3 3"]
+    shape: Float[np.ndarray, "S"] | None = None
+    final: bool = False
+
+
 def fit_body(
     model: BodyModel,
     observation: Observation,
     priors: BodyPriors = BodyPriors(),  # noqa: B008 - frozen
     focal_px: float | None = None,
     seed: int = 0,
+    given: GivenPose | None = None,
 ) -> BodyFit:
     """Fit a body model to one person.
 
@@ -115,15 +136,32 @@ def fit_body(
         priors: what is known of the person.
         focal_px: focal length in px of the photo's array; otherwise EXIF's, otherwise 1.5 times the longer side.
         seed: has no effect today; the fit draws no random numbers.
+        given: pose and shape of another program, as the start or the final word.
 
     Raises:
         UsageError: for a body model that cannot be fitted.
         InputRejected: where too little of the person is seen to tell a pose.
     """
-    if model.name not in RIGS:
+    rig = rig_of(model)
+    if given is None:
+        return fit_rig(rig, observation, priors, focal_px)[0]
+    if given.shape is not None and len(given.shape) > len(rig.shape_mean):
+        rig = smpl_rig(model, shapes=len(given.shape))
+    if len(given.rotations) != len(model.parents):
+        raise UsageError(f"--body {model.name}: a pose of {len(given.rotations)} joints for {len(model.parents)}")
+    return _fit_given(rig, observation, priors, focal_px, given)
+
+
+def rig_of(model: BodyModel) -> FitRig:
+    """A body model prepared for fitting.
+
+    Raises:
+        UsageError: for a body model that cannot be fitted.
+    """
+    family = model.name.split("-")[0]
+    if family not in RIGS:
         raise UsageError(f"--body {model.name}: this body model cannot be fitted to a photo")
-    rig = RIGS[model.name](model)
-    return fit_rig(rig, observation, priors, focal_px)[0]
+    return RIGS[family](model)
 
 
 def fit_rig(
@@ -160,6 +198,45 @@ def _fit(
         outline = outline_terms(posterior, x, target)
         x = posterior.maximise(x, everything, Terms(outline=outline), OUTLINE_STEPS)
     return _place_in_world(posterior, x, target, width, height), posterior, x
+
+
+def _fit_given(
+    rig: FitRig, observation: Observation, priors: BodyPriors, focal_px: float | None, given: GivenPose
+) -> BodyFit:
+    """The fit round a given pose: the detectors' depth is left out, the pose's priors are narrow and about it."""
+    height, width = observation.alpha.shape
+    focal_px = focal_px or observation.photo.focal_px or DEFAULT_FOCAL * max(height, width)
+    turned = matrices_to_rotvecs(given.rotations.astype(float))
+    turned[0] = 0  # the root's rotation is kept apart
+    basis = rig.pose_basis.reshape(turned.size, -1)
+    pose = np.linalg.lstsq(basis, turned.reshape(-1), rcond=None)[0]
+    rig = replace(
+        rig,
+        lifting=None,
+        pose_offset=turned - rig.pose_basis @ pose,
+        pose_mean=pose,
+        pose_sigma=np.minimum(rig.pose_sigma, GIVEN_SIGMA_RAD),
+    )
+    if given.shape is not None:
+        shape = np.zeros_like(rig.shape_mean)
+        shape[: len(given.shape)] = given.shape
+        rig = replace(rig, shape_mean=shape, shape_sigma=GIVEN_SHAPE * rig.shape_sigma)
+    evidence = gather_evidence(rig, observation, focal_px, priors)
+    evidence = replace(evidence, root_rotation=given.rotations[0].astype(float))
+    posterior = posterior_of(rig, evidence, priors)
+    x = posterior.mean.copy()
+    x[posterior.translation] = 0, 0, focal_px * BLAZEPOSE_HEIGHT_M / evidence.height_px
+    x[posterior.translation] = _translation_to_landmarks(posterior, x)
+    free = np.ones(len(x), bool)
+    if given.final:
+        free[posterior.pose] = False
+        free[posterior.shape] = given.shape is None
+    x = posterior.maximise(x, free, Terms(directions=False), LANDMARK_STEPS)
+    target = silhouette_of(observation.alpha, evidence.height_px)
+    for _ in range(OUTLINE_ROUNDS):
+        outline = outline_terms(posterior, x, target)
+        x = posterior.maximise(x, free, Terms(directions=False, outline=outline), OUTLINE_STEPS)
+    return _place_in_world(posterior, x, target, width, height)
 
 
 def gather_evidence(rig: FitRig, observation: Observation, focal_px: float, priors: BodyPriors) -> Evidence:
@@ -407,7 +484,7 @@ def _place_in_world(
     floor = ((vertices - pelvis) @ to_world.T)[:, 1].min()
     origin = pelvis + floor * to_world[1]  # of the world, in camera axes
 
-    rotations = rotvecs_to_matrices(rig.pose_basis @ x[posterior.pose])
+    rotations = rotvecs_to_matrices(rig.rotvecs(x[posterior.pose]))
     rotations[0] = to_world @ rotations[0] @ e.root_rotation
     translation = np.array([0.0, -floor, 0.0]) - state.joints[0]
     viewmat = np.eye(4)

@@ -124,7 +124,7 @@ class Posterior:
         rig = self.rig
         coefficients = rig.coefficients(x[self.shape])
         joints = rig.joints + np.tensordot(coefficients, rig.joints_blend, 1)
-        rotvecs = rig.pose_basis @ x[self.pose]
+        rotvecs = rig.rotvecs(x[self.pose])
         posed = pose_skeleton(
             rotvecs, self.evidence.root_rotation, joints, x[self.translation], np.asarray(rig.model.parents)
         )

@@ -178,6 +178,7 @@ class FitRig:
         vertex_points: skinned vertices by index.
         top_and_sole: the top of the head and then points of the soles, which tell the standing height.
         lifting: better body directions from the picture, given the detector's, or None (``lifting.lifted_directions``).
+        pose_offset: rotation vectors of all joints at zero pose parameters [J 3]; None for no rotation.
     """
 
     model: BodyModel
@@ -200,3 +201,9 @@ class FitRig:
     vertex_points: Callable[[Int[np.ndarray, "N"]], RiggedPoints]
     top_and_sole: RiggedPoints
     lifting: Lifting | None = None
+    pose_offset: Float[np.ndarray, "J 3"] | None = None
+
+    def rotvecs(self, pose: Float[np.ndarray, "D"]) -> Float[np.ndarray, "J 3"]:
+        """Rotation vectors of all joints [J 3] under pose parameters [D]."""
+        turned = self.pose_basis @ pose
+        return turned if self.pose_offset is None else turned + self.pose_offset
