@@ -37,6 +37,7 @@ MAX_HEADER = 25_000_000  # of a safetensors file, as the Hub's own client has it
 RESERVE = 100_000_000  # disk space that is left free, bytes
 _PART = re.compile(r"[\w.,+()@=\- ]{1,200}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?", re.ASCII)
+_INDEX = re.compile(r"\.safetensors\.index(\.\w+)?\.json$", re.ASCII)  # of one precision: .index.fp16.json
 _COMMIT, _SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 
 
@@ -212,7 +213,7 @@ def check_layout(folder: Path, names: Iterable[str], subject: str) -> None:
             raise missing(f"the configuration of {part[:60]!r}, which model_index.json names,")
         if f"{part}/config.json" in names and not any(name.endswith(".safetensors") for name in inside):
             raise missing(f"a .safetensors file of {part!r}, which model_index.json names,")
-    for index in sorted(name for name in names if name.endswith(".safetensors.index.json")):
+    for index in sorted(name for name in names if _INDEX.search(name)):
         parts = read(index).get("weight_map")
         home = index.rpartition("/")[0]
         for file in sorted({str(file) for file in parts.values()}) if isinstance(parts, dict) else []:

@@ -404,6 +404,10 @@ def test_a_pipeline_that_lacks_a_part(server, tmp_path) -> None:
         pull(server, tmp_path)
     server.publish(REPO, files | {"part-2-of-2.safetensors": network(1)})
     assert len(pull(server, tmp_path).stored.files) == 3
+    half = {"model.safetensors.index.fp16.json": files["model.safetensors.index.json"], "other.safetensors": network(0)}
+    server.publish(REPO, half)
+    with pytest.raises(WeightsError, match="part-1-of-2"):
+        pull(server, tmp_path)
 
 
 def test_a_token_goes_to_the_hub_and_to_no_mirror(server, tmp_path, monkeypatch) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.embeddings import IPAdapterFaceIDImageProjection
 
 from hdx_cli.errors import WeightsError
 from hdx_cli.humanfixer import checkpoint
@@ -204,7 +205,9 @@ def test_views_larger_than_the_network_s_keep_their_detail(monkeypatch, darker):
     torch.testing.assert_close(rgb[0], given["photo_rgb"])
     deep = -torch.nn.functional.max_pool2d(-given["alpha"][:, None], 9, 1, 4)[1:, 0] > 0.99
     inside = deep & (given["rgb"][1:].amin(-1) > darker + 0.05)
-    torch.testing.assert_close(rgb[1:][inside], given["rgb"][1:][inside] - darker, atol=2e-2 if darker else 1e-6, rtol=0)
+    torch.testing.assert_close(
+        rgb[1:][inside], given["rgb"][1:][inside] - darker, atol=2e-2 if darker else 1e-6, rtol=0
+    )
     torch.testing.assert_close(alpha[1:], given["alpha"][1:])
 
 
@@ -259,21 +262,31 @@ def test_no_face_gives_no_token():
     assert (Identity("none", 64)(faces) == 0).all() and Identity("clip", 64)(faces).shape == (2, 1, 64)
 
 
-def test_another_embedder_is_not_among_the_weights():
-    class ArcFaceLike(torch.nn.Module):
-        dimension = 512
+def test_the_projection_is_ip_adapter_s():
+    """diffusers' port of IP-Adapter-FaceID with the same weights, for ArcFace's 512 numbers."""
+    torch.manual_seed(0)
+    ours, theirs = FaceProjection(512, 4, 64), IPAdapterFaceIDImageProjection(512, 64, mult=2, num_tokens=4)
+    first, last = theirs.ff.net[0].proj, theirs.ff.net[2]
+    assert [layer.weight.shape for layer in (first, last)] == [(1024, 512), (4 * 64, 1024)]
+    ours.layers[0].load_state_dict(first.state_dict())
+    ours.layers[2].load_state_dict(last.state_dict())
+    embeddings = torch.nn.functional.normalize(torch.randn(3, 512), dim=1)
+    torch.testing.assert_close(ours(embeddings), theirs(embeddings))
 
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(3, 512)
 
-        def forward(self, faces):
-            return self.layer(faces.mean((2, 3)))
-
-    identity = Identity("face", 64, embedder=ArcFaceLike())
-    assert identity(torch.rand(2, 3, 64, 64)).shape == (2, 4, 64)
-    assert {name.split(".")[0] for name in identity.state_dict()} == {"projection"}
-    assert FaceProjection(512, 4, 1024)(torch.rand(1, 512)).shape == (1, 4, 1024)
+def test_embeddings_in_place_of_crops():
+    torch.manual_seed(0)
+    identity = Identity("clip+face", 64, faces="arcface")
+    assert {name.split(".")[0] for name in identity.state_dict()} == {"projection"}  # nothing to train in the embedder
+    faces = torch.stack([torch.randn(512), torch.zeros(512)])
+    tokens = identity(faces)
+    assert tokens.shape == (2, 5, 64) and tokens[0, 1:].abs().min() > 0 and (tokens[1] == 0).all()
+    made = HumanFixer(replace(CONFIG, identity="face", faces="arcface")).eval()
+    mine, other, nobody, zeros = (
+        Restorer(made, encode_face=lambda photo, face=face: face)(**arguments())[0]
+        for face in (faces[0], -faces[0], None, faces[1])
+    )
+    assert not torch.equal(mine, other) and torch.equal(zeros, nobody)
 
 
 def test_weights_survive_the_disk(model, tmp_path):

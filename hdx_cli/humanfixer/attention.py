@@ -82,7 +82,7 @@ class FirstTokenAttention:
 
 
 class DecoupledFaceAttention(nn.Module):
-    """Cross-attention to the image token plus one of its own to the face tokens (IP-Adapter's decoupling).
+    """Cross-attention to the image token plus ``scale`` times one of its own to face tokens (IP-Adapter's decoupling).
 
     The face's values begin as zero: until they learn, the network is the one without face tokens. They have no bias, so
     face tokens of zeros (no face) add nothing.
@@ -90,10 +90,12 @@ class DecoupledFaceAttention(nn.Module):
 
     def __init__(self, attn: Attention):
         super().__init__()
+        self.scale = 1.0
         self.to_k_face = nn.Linear(attn.to_k.in_features, attn.to_k.out_features, bias=False)
         self.to_v_face = nn.Linear(attn.to_v.in_features, attn.to_v.out_features, bias=False)
         self.to_k_face.load_state_dict({"weight": attn.to_k.weight.detach().clone()})
         nn.init.zeros_(self.to_v_face.weight)
+        self.to(attn.to_k.weight)
 
     def forward(
         self,
@@ -107,7 +109,7 @@ class DecoupledFaceAttention(nn.Module):
         queries = attn.to_q(hidden_states)
         attended = _attend(attn, queries, attn.to_k(image), attn.to_v(image))
         if face.shape[1]:
-            attended = attended + _attend(attn, queries, self.to_k_face(face), self.to_v_face(face))
+            attended = attended + self.scale * _attend(attn, queries, self.to_k_face(face), self.to_v_face(face))
         return _output(attn, attended)
 
 
@@ -124,3 +126,10 @@ def install_attention(unet: UNetSpatioTemporalConditionModel, variant: str, iden
         elif isinstance(module, TransformerSpatioTemporalModel) and identity == "clip+face":
             for block in module.transformer_blocks:
                 block.attn2.set_processor(DecoupledFaceAttention(block.attn2))
+
+
+def set_face_scale(unet: UNetSpatioTemporalConditionModel, scale: float) -> None:
+    """How much the face's own attention counts (IP-Adapter's lambda): 1 as trained, 0 not at all."""
+    for module in unet.modules():
+        if isinstance(module, DecoupledFaceAttention):
+            module.scale = scale

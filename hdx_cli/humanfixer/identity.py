@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 FACE_PX = 64
-
-
-@runtime_checkable
-class FaceEmbedder(Protocol):
-    """Turns face crops into embeddings: the bundled ``FaceEncoder``, ArcFace (512 numbers), CLIP."""
-
-    dimension: int
-
-    def __call__(self, faces: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B D"]:
-        """Embeddings of crops with values in [0, 1]."""
+# What faces are given as, and how long their embeddings are: crops for a small encoder that is trained along, or
+# ArcFace's embeddings, which ``arcface`` computes.
+FACES = {"crop": None, "arcface": 512}
 
 
 class FaceEncoder(nn.Module):
@@ -55,28 +46,31 @@ class FaceProjection(nn.Module):
 class Identity(nn.Module):
     """The context of the cross-attention [B T C] in every mode of ``attention.IDENTITIES``.
 
-    Where there is no face (a crop of zeros) the face tokens are zeros, not the projection of zeros.
+    Where there is no face (a crop or an embedding of zeros) the face tokens are zeros, not the projection of zeros.
     """
 
-    def __init__(self, mode: str, width: int, tokens: int = 4, embedder: FaceEmbedder | None = None):
-        """``embedder``: frozen and kept outside of the weights if given; else the bundled encoder, trained along."""
+    def __init__(self, mode: str, width: int, tokens: int = 4, faces: str = "crop"):
+        """``faces``: what faces are given as, of ``FACES``."""
         super().__init__()
         self.mode = mode
         self.width = width
+        self.face_shape = (FACES[faces],) if FACES[faces] else (3, FACE_PX, FACE_PX)
         if "face" in mode:
-            self.encoder = FaceEncoder() if embedder is None else None
-            self._frozen = (embedder,)  # in a tuple, so that its weights are not taken for ours
-            self.projection = FaceProjection((embedder or self.encoder).dimension, tokens, width)
+            self.encoder = None if FACES[faces] else FaceEncoder()
+            self.projection = FaceProjection(FACES[faces] or self.encoder.dimension, tokens, width)
 
     def forward(
-        self, faces: Float[Tensor, "B 3 64 64"], clip: Float[Tensor, "B 1 C"] | None = None
+        self, faces: Float[Tensor, "B 3 64 64"] | Float[Tensor, "B D"], clip: Float[Tensor, "B 1 C"] | None = None
     ) -> Float[Tensor, "B T C"]:
-        """Context of faces in [0, 1] and, in the modes with "clip", of CLIP's image tokens (zeros if None)."""
+        """Context of faces (crops in [0, 1], or embeddings) and, in modes with "clip", of CLIP's image tokens.
+
+        No CLIP tokens are zeros.
+        """
         if clip is None:
             clip = faces.new_zeros(len(faces), 1, self.width)
         if "face" not in self.mode:
             return clip if self.mode == "clip" else torch.zeros_like(clip)
-        embeddings = (self.encoder or self._frozen[0])(faces)
-        found = (faces > 0).flatten(1).any(1)[:, None, None]
+        found = (faces != 0).flatten(1).any(1)[:, None, None]
+        embeddings = faces if self.encoder is None else self.encoder(faces)
         tokens = torch.where(found, self.projection(embeddings), 0.0)
         return tokens if self.mode == "face" else torch.cat([clip, tokens], 1)

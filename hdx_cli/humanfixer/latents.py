@@ -22,17 +22,21 @@ class Codec(Protocol):
         channels: of the latents.
         factor: pixels per latent, along each side.
         condition_gain: how much larger latents are where a network sees them as a condition (SVD: unscaled).
+        codes_alpha: whether latents hold alpha; else a decoded alpha is an estimate from the colours.
+        network: what computes, for moving it between devices.
     """
 
     channels: int
     factor: int
     condition_gain: float
+    codes_alpha: bool
+    network: nn.Module
 
     def encode(self, images: Float[Tensor, "N 4 H W"]) -> Float[Tensor, "N C h w"]:
-        """Latents of any image; sides that are no multiple of ``factor`` are padded with white at right and bottom."""
+        """Latents of any images; sides that are no multiple of ``factor`` are padded with white at right and bottom."""
 
     def decode(self, latents: Float[Tensor, "N C h w"], height: int, width: int) -> Float[Tensor, "N 4 H W"]:
-        """Images of that size, not clamped."""
+        """Images of that size, not clamped. The latents are the frames of one orbit in their order."""
 
 
 class BlockDct(nn.Module):
@@ -45,11 +49,16 @@ class BlockDct(nn.Module):
 
     condition_gain = 1.0
     factor = 8
+    codes_alpha = True
 
     def __init__(self, kept: tuple[int, int, int, int] = (8, 4, 4, 6)):
         super().__init__()
         self.channels = sum(count**2 for count in kept)
         self.register_buffer("basis", _dct_basis(kept).flatten(1), persistent=False)  # [C 256]
+
+    @property
+    def network(self) -> nn.Module:
+        return self
 
     def encode(self, images: Float[Tensor, "N 4 H W"]) -> Float[Tensor, "N C h w"]:
         height, width = images.shape[-2:]
@@ -76,30 +85,3 @@ def _dct_basis(kept: tuple[int, int, int, int]) -> Float[Tensor, "C 4 8 8"]:
         for plane, count in zip(planes, kept, strict=True)
     ]
     return torch.cat(parts).float()
-
-
-class SvdVae:
-    """Stable Video Diffusion's autoencoder of frames (diffusers' ``AutoencoderKLTemporalDecoder``), colours only.
-
-    Latents are scaled by 0.18215 to unit variance, conditions are not, as SVD was trained. Alpha is not coded: it is
-    read off a decoded image as the distance from white.
-    """
-
-    channels = 4
-    factor = 8
-    scale = 0.18215
-    condition_gain = 1 / scale
-    white_distance = 0.1  # beyond which a pixel is taken to be covered
-
-    def __init__(self, vae: nn.Module):
-        self.vae = vae.eval().requires_grad_(False)
-
-    def encode(self, images: Float[Tensor, "N 4 H W"]) -> Float[Tensor, "N C h w"]:
-        height, width = images.shape[-2:]
-        colours = functional.pad(images[:, :3], (0, -width % self.factor, 0, -height % self.factor), value=1.0)
-        return self.scale * self.vae.encode(2 * colours - 1).latent_dist.mode()
-
-    def decode(self, latents: Float[Tensor, "N C h w"], height: int, width: int) -> Float[Tensor, "N 4 H W"]:
-        colours = self.vae.decode(latents / self.scale, num_frames=len(latents)).sample[..., :height, :width] / 2 + 0.5
-        alpha = ((1 - colours).amax(1, keepdim=True) / self.white_distance).clamp(0, 1)
-        return torch.cat([colours, alpha], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,9 +14,11 @@ from torch.nn import functional
 from ..progress import Progress, Silent
 from .attention import VIEWS, install_attention
 from .diffusion import karras_sigmas, noise_condition, sample, scale_input, start_ceiling
-from .identity import FaceEmbedder, Identity
+from .identity import Identity
 from .latents import BlockDct, Codec
+from .offload import lent
 from .unet import SMALL, TIME_IDS, add_condition_channels, build_unet
+from .vae import with_certain_inside
 
 # Besides the latents of the coarse views: what the photo saw, the coarse alpha, 1 where the frame holds the photo, and
 # the sine and cosine of the view's azimuth.
@@ -40,6 +43,9 @@ class Config:
         base_blur: standard deviation of the blur of the views that residuals are added to, pixels at 192 rows.
         sigma_start, steps: what the weights were trained to be run with.
         height: rows of the images the weights were trained on last.
+        sigma_min: the last sigma of several steps.
+        codec: "dct", the bundled one, or "vae", Stable Video Diffusion's.
+        faces: what faces are given as (``identity.FACES``).
     """
 
     unet: dict = field(default_factory=lambda: dict(SMALL))
@@ -52,6 +58,9 @@ class Config:
     sigma_start: float = 80.0
     steps: int = 1
     height: int = 192
+    sigma_min: float = 0.02
+    codec: str = "dct"
+    faces: str = "crop"
 
 
 @dataclass(frozen=True)
@@ -132,30 +141,32 @@ class HumanFixer(nn.Module):
         self,
         config: Config,
         codec: Codec | None = None,
-        embedder: FaceEmbedder | None = None,
         pretrained: dict[str, Tensor] | None = None,
     ):
         """A network with random weights.
 
         Args:
             config: what to build.
-            codec, embedder: other than the bundled ones; neither belongs to the weights.
-            pretrained: weights of a UNet of that configuration, for example Stable Video Diffusion's, to begin as.
+            codec: other than the bundled one; it does not belong to the weights.
+            pretrained: weights of a UNet of that configuration, for example Stable Video Diffusion's, to begin as. They
+                are taken over, not copied.
         """
         super().__init__()
         self.config = config
         self.codec = BlockDct(config.kept) if codec is None else codec
         channels = self.codec.channels
         if pretrained is not None:
-            self.unet = build_unet(config.unet, 2 * channels, channels, from_scratch=False)
-            self.unet.load_state_dict(pretrained)
+            with torch.device("meta"):  # no memory and no time for random weights
+                self.unet = build_unet(config.unet, 2 * channels, channels, from_scratch=False)
+            self.unet.load_state_dict(pretrained, assign=True)
             add_condition_channels(self.unet, CONDITION_CHANNELS)
         else:
             self.unet = build_unet(config.unet, 2 * channels + CONDITION_CHANNELS, channels)
             # blind to noise at first, of which there is nothing to learn in one step from a direct start
             nn.init.zeros_(self.unet.conv_in.weight[:, :channels])
         install_attention(self.unet, config.variant, config.identity)
-        self.identity = Identity(config.identity, config.unet["cross_attention_dim"], config.face_tokens, embedder)
+        width = config.unet["cross_attention_dim"]
+        self.identity = Identity(config.identity, width, config.face_tokens, config.faces)
         self.register_buffer("latent_std", torch.ones(channels))
         self.register_buffer("residual_std", torch.ones(channels))
 
@@ -165,7 +176,7 @@ class HumanFixer(nn.Module):
 
     def decode(self, latents: Float[Tensor, "B L C h w"], height: int, width: int) -> Float[Tensor, "B L 4 H W"]:
         """Images of latents, not clamped."""
-        return self.codec.decode(latents.flatten(0, 1), height, width).unflatten(0, latents.shape[:2])
+        return torch.stack([self.codec.decode(frames, height, width) for frames in latents])
 
     def images(self, latents: Float[Tensor, "B L C h w"], height: int, width: int) -> Float[Tensor, "B L 4 H W"]:
         """Images of latents as they can be: alpha in [0, 1], and nothing over white darker than its alpha allows."""
@@ -175,18 +186,18 @@ class HumanFixer(nn.Module):
 
     def normalise(self, latents: Float[Tensor, "B L C h w"], base: Float[Tensor, "B L C h w"]) -> Tensor:
         """x0 of latents."""
-        return (latents - base) / self.residual_std[:, None, None]
+        return (latents - base) / self.residual_std.to(latents.device)[:, None, None]
 
     def latents(self, x0: Float[Tensor, "B L C h w"], base: Float[Tensor, "B L C h w"]) -> Tensor:
         """Latents of x0: the inverse of ``normalise``."""
-        return base + self.residual_std[:, None, None] * x0
+        return base + self.residual_std.to(x0.device)[:, None, None] * x0
 
     def conditions(
         self,
         coarse: Float[Tensor, "B 18 4 H W"],
         seen: Float[Tensor, "B 18 H W"],
         photo: Float[Tensor, "B 4 H W"],
-        faces: Float[Tensor, "B 3 64 64"],
+        faces: Float[Tensor, "B 3 64 64"] | Float[Tensor, "B E"],
         inject: Bool[Tensor, "B"],
         clip: Float[Tensor, "B 1 D"] | None = None,
     ) -> Conditions:
@@ -196,7 +207,7 @@ class HumanFixer(nn.Module):
             coarse: over white, with alpha. View i is seen from an azimuth of 20 i degrees.
             seen: 1 where a coarse pixel shows what the photo saw.
             photo: over white, with alpha, in the window of view 0.
-            faces: crops in [0, 1], zeros for none.
+            faces: crops in [0, 1] or embeddings, as ``Config.faces`` says; zeros for none.
             inject: per person.
             clip: CLIP's image token, for the modes of identity that have one.
         """
@@ -217,7 +228,7 @@ class HumanFixer(nn.Module):
         size = small.shape[-2:]
         flags = [clean, azimuth.sin().expand(batch, -1), azimuth.cos().expand(batch, -1)]
         extra = torch.cat([small, torch.stack(flags, 2)[..., None, None].expand(-1, -1, -1, *size)], 2)
-        channels = torch.cat([self.codec.condition_gain * sharp / self.latent_std[:, None, None], extra], 2)
+        channels = torch.cat([self.codec.condition_gain * sharp / self.latent_std.to(sharp)[:, None, None], extra], 2)
         parts = [close_cycle(part, self.config.variant) for part in (base, start, channels, small[:, :, :1])]
         return Conditions(*parts[:3], self.identity(faces, clip), parts[3])
 
@@ -233,7 +244,10 @@ class HumanFixer(nn.Module):
         """v of noisy x0 at one sigma per person."""
         seen_by_network = torch.cat([scale_input(z, sigma[:, None, None, None, None]), conditions.channels], 2)
         ids = torch.tensor(TIME_IDS, device=z.device).expand(len(z), -1)
-        return self.unet(seen_by_network, noise_condition(sigma), conditions.context, ids, return_dict=False)[0]
+        # the network may compute in half precision; the samples themselves never do
+        dtype = self.unet.dtype
+        seen_by_network, context = seen_by_network.to(dtype), conditions.context.to(dtype)
+        return self.unet(seen_by_network, noise_condition(sigma), context, ids, return_dict=False)[0].to(z.dtype)
 
     def restore(
         self,
@@ -260,19 +274,31 @@ class HumanFixer(nn.Module):
         coarse: Float[Tensor, "B 18 4 H W"],
         seen: Float[Tensor, "B 18 H W"],
         photo: Float[Tensor, "B 4 H W"],
-        faces: Float[Tensor, "B 3 64 64"],
+        faces: Float[Tensor, "B 3 64 64"] | Float[Tensor, "B E"],
         sigmas: Float[Tensor, "steps_and_one"],
         generator: torch.Generator,
         sigma_seen: float | None = None,
         progress: Progress | None = None,
+        clip: Float[Tensor, "B 1 D"] | None = None,
+        device: torch.device | None = None,
     ) -> Float[Tensor, "B L 4 H W"]:
-        """Images of all restored frames, given what ``conditions`` takes; the photo always replaces view 0."""
+        """Images of all restored frames, given what ``conditions`` takes; the photo always replaces view 0.
+
+        With a ``device``, where all the tensors must be, the codec and the network are moved there only for their part
+        of the work, one at a time.
+        """
         height, width = coarse.shape[-2:]
         columns = person_columns(torch.cat([coarse[:, :, 3], photo[:, None, 3]], 1))
         inject = torch.ones(len(coarse), dtype=torch.bool, device=coarse.device)
-        conditions = self.conditions(coarse[..., columns], seen[..., columns], photo[..., columns], faces, inject)
-        latents = self.restore(conditions, sigmas, generator, sigma_seen, progress)
-        narrow = self.images(latents, height, columns.stop - columns.start)
+        little = coarse[..., columns]
+        with lent(device, self.codec.network, self.identity):
+            conditions = self.conditions(little, seen[..., columns], photo[..., columns], faces, inject, clip)
+        with lent(device, self.unet):
+            latents = self.restore(conditions, sigmas, generator, sigma_seen, progress)
+        with lent(device, self.codec.network):
+            narrow = self.images(latents, height, columns.stop - columns.start)
+        if not self.codec.codes_alpha:
+            narrow = with_certain_inside(narrow, close_cycle(little[:, :, 3:], self.config.variant))
         white = narrow.new_tensor([1.0, 1.0, 1.0, 0.0])[:, None, None]
         images = white.expand(*narrow.shape[:2], 4, height, width).clone()
         images[..., columns] = narrow
@@ -300,9 +326,22 @@ class Restorer:
 
     Views of more rows than the network was trained at keep their own detail: they are restored at its size, and what
     that changed of their base is added to them.
+
+    Attributes:
+        model: the network, on the device where it shall wait.
+        device: where to compute, if that is not where the network is: its parts are moved there in turn and back. With
+            None all is computed where the network is.
+        encode_face: the photo [H W 3] to an embedding of its face, None where there is none; for a network that was
+            trained with such.
+        encode_image: the photo to CLIP's embedding, for a network that knows it.
+        anonymous: give the network no identity.
     """
 
     model: HumanFixer
+    device: torch.device | None = None
+    encode_face: Callable[[Tensor], Tensor | None] | None = None
+    encode_image: Callable[[Tensor], Tensor] | None = None
+    anonymous: bool = False
 
     @torch.inference_mode()
     def __call__(
@@ -325,7 +364,7 @@ class Restorer:
             rgb, alpha: coarse views over white from azimuths of 20 i degrees, in [0, 1].
             seen: 1 where a pixel shows what the photo saw.
             photo_rgb, photo_alpha: the person of the photo over white, in the window of view 0. It replaces view 0.
-            face: crop of the photo's head, None where there is none.
+            face: crop of the photo's head, None where there is none. Not used where there is an ``encode_face``.
             sigma_start, steps: as trained, if None. With one step the result is close to the mean of what is possible;
                 with several it is one possibility.
             seed: of the noise.
@@ -333,21 +372,24 @@ class Restorer:
             progress: is told of every step.
         """
         config = self.model.config
-        sigmas = karras_sigmas(steps or config.steps, sigma_start or config.sigma_start)
+        sigmas = karras_sigmas(steps or config.steps, sigma_start or config.sigma_start, config.sigma_min)
         progress = progress or Silent()
         progress.start("restoring", len(sigmas) - 1)
-        device = self.model.latent_std.device
+        device = self.device or self.model.latent_std.device
         coarse = torch.cat([rgb, alpha[..., None]], -1).permute(0, 3, 1, 2)[None].to(device)
         photo = torch.cat([photo_rgb, photo_alpha[..., None]], -1).permute(2, 0, 1)[None].to(device)
-        faces = torch.zeros(1, 3, 64, 64) if face is None else face.permute(2, 0, 1)[None]
+        faces, clip = self._identity(photo_rgb, face)
         size = rgb.shape[1:3]
         smaller = config.height, round(size[1] * config.height / size[0])
         fits = smaller[0] >= size[0]
-        little = [part if fits else shrunk(part, smaller) for part in (coarse, seen[None, :, None].to(device), photo[:, None])]
-        frames = open_cycle(self.model.restored(
-            little[0], little[1][:, :, 0], little[2][:, 0], faces.to(device), sigmas, torch.Generator().manual_seed(seed),
-            sigma_seen, progress,
-        ))[0]  # fmt: skip
+        whole = coarse, seen[None, :, None].to(device), photo[:, None]
+        little = [part if fits else shrunk(part, smaller) for part in whole]
+        frames = self.model.restored(
+            little[0], little[1][:, :, 0], little[2][:, 0], faces.to(device), sigmas,
+            torch.Generator().manual_seed(seed), sigma_seen, progress,
+            clip=None if clip is None else clip.to(device), device=self.device,
+        )  # fmt: skip
+        frames = open_cycle(frames)[0]
         if not fits:
             blurred = gaussian_blur(little[0][0], config.base_blur * config.height / BLUR_ROWS)
             # the noise that it starts from leaves traces on what is nobody
@@ -358,10 +400,22 @@ class Restorer:
         images = frames.permute(0, 2, 3, 1).cpu()
         return images[..., :3].contiguous(), images[..., 3].contiguous()
 
+    def _identity(
+        self, photo_rgb: Float[Tensor, "H W 3"], face: Float[Tensor, "64 64 3"] | None
+    ) -> tuple[Float[Tensor, "1 *face"], Float[Tensor, "1 1 D"] | None]:
+        """Faces and image tokens for ``HumanFixer.conditions``; zeros and None for nobody."""
+        nobody = torch.zeros(1, *self.model.identity.face_shape)
+        if self.anonymous:
+            return nobody, None
+        if self.encode_face is not None:
+            found = self.encode_face(photo_rgb)
+        else:
+            found = None if face is None or nobody.ndim == 2 else face.permute(2, 0, 1)
+        image = self.encode_image and self.encode_image(photo_rgb).float()[None, None]
+        return nobody if found is None else found[None].to(nobody), image
 
-def with_decided_edges(
-    images: Float[Tensor, "L 4 H W"], coarse: Float[Tensor, "L 4 H W"]
-) -> Float[Tensor, "L 4 H W"]:
+
+def with_decided_edges(images: Float[Tensor, "L 4 H W"], coarse: Float[Tensor, "L 4 H W"]) -> Float[Tensor, "L 4 H W"]:
     """Images over white whose half-covered edges are drawn nearer to all or nothing, where they are not ``coarse``'s.
 
     The mean of what is possible has a veil round the person; a person has an edge where the veil is half as dense.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -39,8 +40,48 @@ SVD = {
 }  # fmt: skip
 SIZES = {"tiny": TINY, "small": SMALL, "medium": MEDIUM, "svd": SVD}
 
+
 # SVD's frames per second less one, motion bucket and noise augmentation: constants at training and at inference.
 TIME_IDS = (6.0, 127.0, 0.02)
+
+_DOWN = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
+_UP = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
+_BOUNDS = {
+    "block_out_channels": (32, 4096), "num_attention_heads": (1, 256), "layers_per_block": (1, 8),
+    "transformer_layers_per_block": (1, 8), "cross_attention_dim": (1, 8192), "addition_time_embed_dim": (2, 4096),
+    "projection_class_embeddings_input_dim": (6, 12288), "num_frames": (1, 1000), "sample_size": (1, 10_000),
+}  # fmt: skip
+_LISTS = ("down_block_types", "up_block_types", "block_out_channels", "num_attention_heads")
+
+
+def checked_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``build_unet`` takes, out of a file's configuration; what else stands in it is left out.
+
+    Raises:
+        ValueError: something is missing, or no network of this kind and of a size that can be meant has it.
+    """
+    config: dict[str, Any] = {}
+    for name in ("down_block_types", "up_block_types", *_BOUNDS):
+        value = values.get(name, 1 if name == "transformer_layers_per_block" else None)
+        several = list(value) if isinstance(value, (list, tuple)) else [value]
+        if (name in _LISTS) != isinstance(value, (list, tuple)) or not 1 <= len(several) <= 6:
+            raise ValueError(f"{name} is {str(value)[:60]}")
+        low, high = _BOUNDS.get(name, (0, 0))
+        kinds = {"down_block_types": _DOWN, "up_block_types": _UP}.get(name)
+        for each in several:
+            if each not in kinds if kinds else type(each) is not int or not low <= each <= high:
+                raise ValueError(f"{name} is {str(value)[:60]}")
+        config[name] = tuple(several) if name in _LISTS else value
+    widths, heads = config["block_out_channels"], config["num_attention_heads"]
+    if len({len(config[name]) for name in _LISTS}) > 1 or any(
+        width % 32 or width % head for width, head in zip(widths, heads, strict=True)
+    ):
+        raise ValueError(f"block_out_channels {widths} and num_attention_heads {heads} do not fit")
+    if config["projection_class_embeddings_input_dim"] != len(TIME_IDS) * config["addition_time_embed_dim"]:
+        raise ValueError("projection_class_embeddings_input_dim is not three times addition_time_embed_dim")
+    if config["transformer_layers_per_block"] == 1:
+        del config["transformer_layers_per_block"]
+    return config
 
 
 class TemporalConvolution(nn.Conv3d):
