@@ -47,6 +47,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hdx_cli.avatars import explicit
 from hdx_cli.avatars.avatar_file import read_avatar, read_description, write_avatar
 from hdx_cli.avatars.base import Avatar
+from hdx_cli.avatars.turntable import samples_per_pixel
 from hdx_cli.bodies import anny
 from hdx_cli.bodies.base import BodyFit, posed_vertices
 from hdx_cli.bodies.fit import fit_body
@@ -212,10 +213,11 @@ def over_white(images: list[np.ndarray], height: int) -> Views:
 def rendered(person: Person, made: Made, height: int) -> Views:
     avatar, fit = made
     gaussians, cameras = avatar.gaussians(), at_height(true_cameras(person, fit), height)
+    samples = samples_per_pixel(height)  # as all pictures that a person sees
     rgb, alpha = [], []
     with torch.no_grad():
         for view in range(len(cameras)):
-            image = rasterize(gaussians, cameras[view], background=torch.ones(3))
+            image = rasterize(gaussians, cameras[view], background=torch.ones(3), supersample=samples)
             rgb.append(image.rgb[0].clamp(0, 1))
             alpha.append(image.alpha[0])
     return torch.stack(rgb), torch.stack(alpha)
