@@ -7,6 +7,7 @@ import torch
 from hdx_cli.humanfixer.checkpoint import load_weights
 from hdx_cli.humanfixer.unet import temporal_parameters
 from hdx_cli.training import train_humanfixer as training
+from hdx_cli.training.fixer_data import over_white
 
 H, W = 96, 64
 
@@ -65,7 +66,7 @@ def test_colour_under_transparent_pixels_does_not_bleed():
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[..., 0] = 255  # red where nothing is
     rgba[:2] = [0, 0, 100, 255]
-    small = training.over_white(rgba, 2, 2)
+    small = over_white(rgba, 2, 2)
     assert (small[:, 1, 0] == [255, 255, 255, 0]).all() and (small[:, 0, 0] == [0, 0, 100, 255]).all()
 
 

@@ -2,9 +2,10 @@
 
     python -m hdx_cli.training.pairs --photos PHOTOS --out PAIRS [--variants estimated,noisy]
 
-PHOTOS is made by ``hdx_cli.training.photos``. The coarse avatar is the real ``fit_coarse`` on the *estimated* body, with
-fewer Gaussians and steps than a person gets; ``noisy`` turns the limbs of that body some more, so that the restorer also
-meets worse fits than usual. A file that is there already is left as it is (figure 3 of HumanDreamer-X).
+PHOTOS is made by ``hdx_cli.training.photos``. The coarse avatar is the real ``fit_coarse`` on the *estimated* body with
+fewer Gaussians and steps than a person gets. The other variants let the restorer meet what it will: ``noisy`` turns the
+limbs of that body some more, ``early`` stops before the fit is done, ``refined`` is half way towards what the bundled
+HumanFixer made of it. A file that is there already is left as it is (figure 3 of HumanDreamer-X).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from ..avatars.base import Avatar
 from ..avatars.explicit import Settings, fit_coarse
+from ..avatars.refine import RefineSettings, photo_views, refine, restored_views
 from ..avatars.turntable import straight, through_window, views_to_restore
 from ..bodies import anny
 from ..bodies.base import BodyFit, BodyModel, joint_transforms
@@ -27,12 +30,16 @@ from ..bodies.fit import fit_body
 from ..camera import Cameras
 from ..errors import HdxError, InputRejected
 from ..geometry import rotvecs_to_matrices
+from ..humanfixer.checkpoint import load_weights
+from ..humanfixer.restorer import Restorer
+from ..observation import Observation
 from ..preprocess.face import face_crop
 from ..run_folder import write_outside
 from .evaluate import true_cameras_in_avatar_world
 from .photos import Sitting, load_sitting
 
 QUICK = Settings(gaussians=30_000, iterations=25, max_side_px=480)
+EARLY_ITERATIONS, REFINED_ITERATIONS = 8, 60
 NOISY_LIMB_RAD, NOISY_TRUNK_RAD = 0.16, 0.05
 CUT_OUT_IOU = 0.85  # below it the estimated matte holds something else than the person
 
@@ -55,14 +62,14 @@ def cameras_in_avatar_world(sitting: Sitting, model: BodyModel, fit: BodyFit) ->
 
 
 def replace_intrinsics(sitting: Sitting, camera: Cameras) -> Cameras:
-    """The fit's camera with the window of the sitting's views: pixels of both agree whatever focal length the fit took."""
+    """The fit's camera with the window of the sitting's views: pixels of both agree whatever the focal length."""
     true = torch.from_numpy(sitting.photo.K.astype(np.float32))
     window = torch.from_numpy(sitting.K.astype(np.float32)) @ torch.linalg.inv(true)
     return Cameras(camera.viewmats, window @ camera.Ks, sitting.views.shape[2], sitting.views.shape[1])
 
 
 def noisy(fit: BodyFit, model: BodyModel, generator: np.random.Generator) -> BodyFit:
-    """The fit with its limbs and trunk turned at random about the axis across the view, which hardly shows in the photo."""
+    """The fit with limbs and trunk turned at random about the axis across the view, which hardly shows in the photo."""
     rotations = fit.pose.rotations.copy()
     spread = {"upperleg01": NOISY_LIMB_RAD, "lowerleg01": 0.7 * NOISY_LIMB_RAD, "upperarm01": NOISY_LIMB_RAD,
               "lowerarm01": NOISY_LIMB_RAD, "spine03": NOISY_TRUNK_RAD, "neck01": NOISY_TRUNK_RAD}  # fmt: skip
@@ -75,7 +82,11 @@ def noisy(fit: BodyFit, model: BodyModel, generator: np.random.Generator) -> Bod
 
 
 def pair_of(sitting: Sitting, model: BodyModel, variant: str, seed: int) -> dict[str, np.ndarray]:
-    """Arrays of one pair, all 8 bit: ``coarse``, ``truth`` [18 H W 4], ``seen`` [18 H W], ``photo`` [H W 4], ``face`` [64 64 3]."""
+    """Arrays of one pair, 8 bit, as ``fixer_data`` describes them.
+
+    Raises:
+        InputRejected: the person was cut out wrongly, or no body fits.
+    """
     observation = sitting.observation()
     mattes = sitting.matte > 127, sitting.photo.matte > 127
     iou = (mattes[0] & mattes[1]).sum() / (mattes[0] | mattes[1]).sum()
@@ -84,8 +95,11 @@ def pair_of(sitting: Sitting, model: BodyModel, variant: str, seed: int) -> dict
     fit = fit_body(model, observation)
     if variant == "noisy":
         fit = noisy(fit, model, np.random.default_rng(seed))
-    avatar = fit_coarse(observation, fit, model, QUICK, seed=seed)
+    settings = replace(QUICK, iterations=EARLY_ITERATIONS) if variant == "early" else QUICK
+    avatar = fit_coarse(observation, fit, model, settings, seed=seed)
     cameras = cameras_in_avatar_world(sitting, model, fit)
+    if variant == "refined":
+        avatar = half_refined(avatar, observation, fit, cameras, seed)
     rgb, alpha, seen = views_to_restore(avatar.gaussians(), avatar.visibility, cameras)
     photo, matte = through_window(observation.foreground, observation.alpha, fit.camera, cameras[0])
     face = face_crop(observation)
@@ -96,6 +110,41 @@ def pair_of(sitting: Sitting, model: BodyModel, variant: str, seed: int) -> dict
         "photo": as_bytes(torch.cat([photo, matte[..., None]], dim=2)),
         "face": np.zeros((64, 64, 3), np.uint8) if face is None else face,
     }
+
+
+def half_refined(avatar: Avatar, observation: Observation, fit: BodyFit, cameras: Cameras, seed: int) -> Avatar:
+    """The avatar part of the way to what the bundled HumanFixer makes of its views, as a second round would meet it.
+
+    Raises:
+        WeightsError: the bundled weights are missing or damaged.
+    """
+    settings = replace(RefineSettings(), iterations=REFINED_ITERATIONS, polish=0, max_side_px=QUICK.max_side_px)
+    fixer = Restorer(load_weights())
+    rgb, alpha, seen = views_to_restore(avatar.gaussians(), avatar.visibility, cameras)
+    photo, matte = through_window(observation.foreground, observation.alpha, fit.camera, cameras[0])
+    photo = photo * matte[..., None] + 1 - matte[..., None]
+    crop = face_crop(observation)
+    face = None if crop is None else torch.from_numpy(crop).float() / 255
+    rgb, alpha = fixer(rgb, alpha, seen, photo, matte, face, seed=seed)
+    pictures = straight(torch.cat([photo[None], rgb[1:]]), torch.cat([matte[None], alpha[1:]]))
+    views = restored_views(cameras, pictures, avatar, settings, fixer.model.config.height)
+    window = photo_views(fit.camera, observation.foreground, observation.alpha, settings.max_side_px)
+    return refine(avatar, window, views, settings, seed=seed)
+
+
+def write_pair(path: Path, sitting: Sitting, model: BodyModel, variant: str, seed: int, person: str) -> None:
+    """Make one pair and write it, whole or not at all.
+
+    Raises:
+        HdxError: as ``pair_of``; or the disk fails.
+    """
+    arrays = pair_of(sitting, model, variant, seed)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, person=np.array(person), variant=np.array(variant), **arrays)
+
+    write_outside(path, write)
 
 
 def as_bytes(values: Float[torch.Tensor, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -123,16 +172,10 @@ def main() -> None:
                 continue
             started = time.perf_counter()
             try:
-                arrays = pair_of(load_sitting(path), model, variant, int(path.stem))
+                write_pair(target, load_sitting(path), model, variant, int(path.stem), path.stem)
             except HdxError as error:
                 print(path.stem, variant, error, flush=True)
                 continue
-
-            def write(partial: Path, arrays=arrays, person=path.stem, variant=variant) -> None:
-                with partial.open("wb") as file:
-                    np.savez(file, person=np.array(person), variant=np.array(variant), **arrays)
-
-            write_outside(target, write)
             print(path.stem, variant, f"{time.perf_counter() - started:.1f} s", flush=True)
 
 

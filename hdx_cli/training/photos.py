@@ -4,7 +4,7 @@
 
 ``--generator`` and ``--people`` are as for ``synthetic_people``. Every person becomes one .npz: a photo over a random
 background with what preprocessing makes of it, its camera and the true body; the person from the 18 cameras of the
-orbit through that photo with depth; and further photos with landmarks only. A file that is there already is left as it is.
+orbit through that photo with depth; and further photos with landmarks only. A file that is there is left as it is.
 """
 
 from __future__ import annotations

@@ -18,15 +18,14 @@ import contextlib
 import json
 import math
 import os
-import re
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -42,140 +41,16 @@ from ..humanfixer.restorer import (
     close_cycle,
     gaussian_blur,
     open_cycle,
-    person_columns,
 )
 from ..humanfixer.unet import SIZES, without_time
 from ..losses import psnr, ssim
 from .evaluate import perceptual_network
+from .fixer_data import Batch, as_batch, load_pairs, mirrored, narrowed, recoloured
 
 CHECKPOINT_S = 180.0
 MEASURED_PEOPLE = 48  # that the statistics of latents are taken from
 PERCEPTUAL_FRAMES = 5  # of a person's, at random: all would take longer than the network itself
 CONTROL_BLURS_PX = (1.0, 1.5, 2.0)  # at BLUR_ROWS rows
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One person's views at training size, channels first, over white, uint8."""
-
-    person: str
-    coarse: UInt8[Tensor, "18 4 H W"]
-    truth: UInt8[Tensor, "18 4 H W"]
-    seen: UInt8[Tensor, "18 H W"]
-    photo: UInt8[Tensor, "4 H W"]
-    face: UInt8[Tensor, "3 64 64"]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What ``HumanFixer.conditions`` takes, and the truth [B 18 4 H W]; all floats in [0, 1]."""
-
-    coarse: Tensor
-    truth: Tensor
-    seen: Tensor
-    photo: Tensor
-    faces: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
-
-def over_white(rgba: UInt8[np.ndarray, "H W 4"], height: int, width: int) -> UInt8[np.ndarray, "4 h w"]:
-    """Straight RGBA to colours over white and alpha at another size; averages are taken of covered colour."""
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    ink = np.concatenate([rgba[..., :3] * alpha + 255 * (1 - alpha), 255 * alpha], 2)
-    if ink.shape[:2] != (height, width):
-        smaller = height < len(ink)
-        ink = cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-    return np.rint(ink).astype(np.uint8).transpose(2, 0, 1)
-
-
-def load_pair(path: Path, height: int, cache: Path) -> Pair:
-    """A pair at ``height`` rows, from the cache where it has been shrunk before."""
-    small = cache / f"{path.stem}.npz"
-    if not small.is_file() or small.stat().st_mtime < path.stat().st_mtime:
-        with np.load(path, allow_pickle=False) as file:
-            data = {name: file[name] for name in ("coarse", "truth", "seen", "photo", "face", "person")}
-        rows, columns = data["seen"].shape[1:]
-        width = round(columns * height / rows)
-        made = {name: np.stack([over_white(v, height, width) for v in data[name]]) for name in ("coarse", "truth")}
-        made["seen"] = np.stack([cv2.resize(v, (width, height), interpolation=cv2.INTER_AREA) for v in data["seen"]])
-        made |= {"photo": over_white(data["photo"], height, width), "face": data["face"].transpose(2, 0, 1)}
-        beside = small.with_suffix(".part")
-        with beside.open("wb") as file:
-            np.savez(file, person=data["person"], **made)
-        os.replace(beside, small)
-    with np.load(small, allow_pickle=False) as file:
-        arrays = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files if name != "person"}
-        return Pair(person=str(file["person"]), **arrays)
-
-
-def person_number(person: str) -> int:
-    """The last number in a person's name."""
-    return int(re.findall(r"\d+", person)[-1])
-
-
-def load_pairs(folder: Path, height: int, cache: Path, val_below: int, most_gb: float) -> tuple[list[Pair], list[Pair]]:
-    """Training pairs, and one pair per held-out person. Files that are still being written are left for later."""
-    cache.mkdir(parents=True, exist_ok=True)
-    train, held_out, used = [], {}, 0
-    for path in sorted(folder.glob("*.npz"), key=lambda p: hash_order(p.stem)):
-        try:
-            pair = load_pair(path, height, cache)
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            print(f"left out {path.name}: {error}", flush=True)
-            continue
-        if person_number(pair.person) < val_below:
-            held_out.setdefault(pair.person, pair)
-            continue
-        used += sum(value.numel() for value in vars(pair).values() if isinstance(value, Tensor))
-        if used > most_gb * 1e9:
-            print(f"{len(train)} pairs fill the {most_gb} GB allowed; the others are left out", flush=True)
-            break
-        train.append(pair)
-    return train, [held_out[person] for person in sorted(held_out)]
-
-
-def hash_order(name: str) -> int:
-    """A fixed shuffle of names, the same in every process."""
-    return int.from_bytes(name.encode()[-8:], "big") * 2654435761 % 2**32
-
-
-def as_batch(pairs: list[Pair]) -> Batch:
-    parts = (torch.stack([getattr(p, name) for p in pairs]) for name in ("coarse", "truth", "seen", "photo", "face"))
-    return Batch(*(part.float() / 255 for part in parts))
-
-
-def mirrored(batch: Batch) -> Batch:
-    """Everything seen in a mirror: view i becomes view -i, flipped."""
-    order = [-i % VIEWS for i in range(VIEWS)]
-    views = (getattr(batch, name)[:, order].flip(-1) for name in ("coarse", "truth", "seen"))
-    return Batch(*views, batch.photo.flip(-1), batch.faces.flip(-1))
-
-
-def narrowed(batch: Batch) -> Batch:
-    """Only the columns that a network looks at when it restores."""
-    columns = person_columns(torch.cat([batch.coarse[:, :, 3], batch.photo[:, None, 3]], 1))
-    parts = (getattr(batch, name)[..., columns] for name in ("coarse", "truth", "seen", "photo"))
-    return Batch(*parts, batch.faces)
-
-
-def recoloured(batch: Batch, generator: torch.Generator) -> Batch:
-    """Other gains, gamma and now and then other channels, the same for all images; white around them stays white."""
-    gains = torch.exp(0.15 * torch.randn(3, generator=generator) + 0.1 * torch.randn(1, generator=generator))
-    gamma = float(torch.exp(0.15 * torch.randn(1, generator=generator)))
-    order = torch.randperm(3, generator=generator) if torch.rand(1, generator=generator) < 0.1 else torch.arange(3)
-
-    def colours(straight: Tensor) -> Tensor:
-        return (straight.index_select(-3, order).clamp(0, 1) ** gamma * gains[:, None, None]).clamp(0, 1)
-
-    def images(rgba: Tensor) -> Tensor:
-        rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
-        straight = (rgb - (1 - alpha)) / alpha.clamp(min=1 / 255)
-        return torch.cat([alpha * colours(straight) + (1 - alpha), alpha], -3)
-
-    faces = torch.where(batch.faces.flatten(1).any(1)[:, None, None, None], colours(batch.faces), 0.0)
-    return Batch(images(batch.coarse), images(batch.truth), batch.seen, images(batch.photo), faces)
 
 
 def image_loss(images: Float[Tensor, "N 4 H W"], truth: Float[Tensor, "N 4 H W"], scales: int = 3) -> Float[Tensor, ""]:
@@ -313,6 +188,8 @@ def save_state(
     beside = path.with_name(path.name + ".part")
     header = {"config": json.dumps(asdict(model.config)), "notes": json.dumps(notes)}
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, beside, header)
+    with beside.open("rb") as file:  # on the disk before it takes the place of the last one
+        os.fsync(file.fileno())
     os.replace(beside, path)
 
 
@@ -333,13 +210,14 @@ def update_average(ema: dict[str, Tensor], model: HumanFixer, step: int, decay: 
     decay = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            ema[name].lerp_(parameter, 1 - decay)
+            if name in ema:
+                ema[name].lerp_(parameter, 1 - decay)
 
 
 @contextlib.contextmanager
 def averaged(model: HumanFixer, ema: dict[str, Tensor]):
-    """Inside, the model has the averaged weights."""
-    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """Inside, the model has the averaged weights, where there are any."""
+    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if name in ema}
     try:
         _set_parameters(model, ema)
         yield
@@ -350,7 +228,8 @@ def averaged(model: HumanFixer, ema: dict[str, Tensor]):
 def _set_parameters(model: HumanFixer, values: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(values[name])
+            if name in values:
+                parameter.copy_(values[name])
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
