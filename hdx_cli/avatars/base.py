@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from ..bodies.base import Body, BodyPose, RestBody, joint_transforms
@@ -31,7 +31,7 @@ class Avatar:
     """
 
     canonical: Gaussians
-    joint_indices: Int[np.ndarray, "N 8"]
+    joint_indices: Integer[np.ndarray, "N 8"]
     joint_weights: Float[np.ndarray, "N 8"]
     body: Body
     rest: RestBody
@@ -39,7 +39,7 @@ class Avatar:
     joint_names: tuple[str, ...]
     photo_pose: BodyPose
     visibility: Float[np.ndarray, "N"]
-    parts: Int[np.ndarray, "N"]
+    parts: Integer[np.ndarray, "N"]
     scores: dict[str, float] = field(default_factory=dict)
 
     def gaussians(self, pose: BodyPose | None = None, frame: int = 0) -> Gaussians:
