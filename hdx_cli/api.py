@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from . import outputs, stages
+from . import limits, outputs, stages
 from .errors import UsageError
 from .progress import Progress, Silent
 from .run_folder import RunFolder
@@ -43,7 +43,9 @@ def create(
     output: str | Path | None = None,
     *,
     mask: str | Path | None = None,
+    smplx_params: str | Path | None = None,
     device: str = "cpu",
+    max_memory: str | int | None = None,
     force: bool = False,
     progress: Progress = Silent(),
     **options: Any,
@@ -54,45 +56,71 @@ def create(
 
     Args:
         output: the run folder; <photo>-avatar unless told.
+        max_memory: how much memory it may take, in bytes or as "1.2GB"; what is free unless told.
         options: fields of ``stages.Options``.
     """
     photo = Path(photo)
     folder = Path(output) if output is not None else Path(f"{photo.stem}-avatar")
-    chosen = _options(options)
+    chosen, budget = _options(options), limits.budget(max_memory)
     with RunFolder.create(folder, photo, seed=chosen.seed, force=force) as run:
         if mask is not None:
             chosen = replace(chosen, mask=run.adopt(Path(mask), "mask"))
+        if smplx_params is not None:
+            chosen = replace(chosen, smplx_params=run.adopt(Path(smplx_params), "smplx-params"))
+        chosen = stages.within(run, chosen, progress, budget)
         _finish(outputs.everything(run, chosen, progress, device, photo))
     return folder
 
 
-def fit_coarse(run: str | Path, *, force: bool = False, progress: Progress = Silent(), **options: Any) -> Path:
+def fit_coarse(
+    run: str | Path,
+    *,
+    max_memory: str | int | None = None,
+    force: bool = False,
+    progress: Progress = Silent(),
+    **options: Any,
+) -> Path:
     """The coarse avatar of a run folder again, with other options; returns its folder.
 
     >>> fit_coarse("photo-avatar", gaussians=50_000)
     """
     _options(options)
+    budget = limits.budget(max_memory)
     with RunFolder.open(Path(run), force=force) as folder:
-        _finish(stages.coarse_of(folder, stages.Options.remembered(folder, **options), progress))
+        chosen = stages.within(folder, stages.Options.remembered(folder, **options), progress, budget)
+        _finish(stages.coarse_of(folder, chosen, progress))
         return folder.path / "coarse"
 
 
-def restore(run: str | Path, *, force: bool = False, progress: Progress = Silent()) -> Path:
+def restore(
+    run: str | Path, *, max_memory: str | int | None = None, force: bool = False, progress: Progress = Silent()
+) -> Path:
     """HumanFixer's 18 views of the coarse avatar; returns their folder.
 
     >>> restore("photo-avatar")
     """
+    budget = limits.budget(max_memory)
     with RunFolder.open(Path(run), force=force) as folder:
-        return stages.restore(folder, stages.Options.remembered(folder), progress).path / "views"
+        chosen = stages.within(folder, stages.Options.remembered(folder), progress, budget)
+        return stages.restore(folder, chosen, progress).path / "views"
 
 
-def refine(run: str | Path, *, rounds: int | None = None, force: bool = False, progress: Progress = Silent()) -> Path:
+def refine(
+    run: str | Path,
+    *,
+    rounds: int | None = None,
+    max_memory: str | int | None = None,
+    force: bool = False,
+    progress: Progress = Silent(),
+) -> Path:
     """The avatar fitted to its restored views; returns the folder of the refined avatar.
 
     >>> refine("photo-avatar", rounds=2)
     """
+    budget = limits.budget(max_memory)
     with RunFolder.open(Path(run), force=force) as folder:
         chosen = stages.Options.remembered(folder, restorer="humanfixer", rounds=rounds)
+        chosen = stages.within(folder, chosen, progress, budget)
         folder.remember({name: value for name, value in vars(chosen).items() if value is not None}, chosen.seed)
         _finish(stages.refined_of(folder, chosen, progress))
         return folder.path / "refined"

@@ -7,9 +7,15 @@ import sys
 from functools import cache
 
 from .errors import ResourceError
+from .limits import shown
+from .progress import Progress, Silent
 
 # gsplat compiles its kernels on first use where its wheel brought none; a probe must not wait for that.
 PROBE_SECONDS = 60
+# Of the frames of a film on a GPU, from the sizes of gsplat's arrays; never measured: the context of CUDA and torch,
+# what a Gaussian takes (its values, their projection, about four tiles), and what a pixel takes.
+CONTEXT_BYTES, GAUSSIAN_BYTES, PIXEL_BYTES = 700_000_000, 400, 100
+FRAME_PX = 640 * 960
 _PROBE = "from gsplat.cuda._backend import _C; raise SystemExit(_C is None)"
 
 
@@ -54,3 +60,30 @@ def gsplat_works() -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return probe.returncode == 0
+
+
+def vram_cost(gaussians: int, pixels: int = FRAME_PX) -> int:
+    """GPU memory in bytes that frames of so many pixels take, rendered one by one; estimated from the arrays' sizes."""
+    return CONTEXT_BYTES + GAUSSIAN_BYTES * gaussians + PIXEL_BYTES * pixels
+
+
+def within_vram(device: str, gaussians: int, progress: Progress = Silent(), most_bytes: int | None = None) -> str:
+    """The device, or ``cpu`` where the GPU's memory does not reach for so many Gaussians, which is told.
+
+    Args:
+        most_bytes: what may be taken; what the GPU has free where it is None.
+    """
+    if device == "cpu":
+        return device
+    if most_bytes is None:
+        import torch
+
+        most_bytes = torch.cuda.mem_get_info()[0]
+    needed = vram_cost(gaussians)
+    if needed <= most_bytes:
+        return device
+    progress.warn(
+        "W_LESS_MEMORY",
+        f"{gaussians:,} Gaussians take {shown(needed)} on the GPU and {shown(most_bytes)} are there; the CPU renders",
+    )
+    return "cpu"

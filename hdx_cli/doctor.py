@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import __version__
+from . import __version__, limits
 from .errors import WeightsError
 from .weights import LOCK, PACKAGE, read_weights
 
 # A run folder takes 20 to 60 MB, and numba's cache about 20 MB.
 LITTLE_DISK, TOO_LITTLE_DISK = 1e9, 2e8
-LITTLE_MEMORY = 3e9
+NVIDIA_SMI_S = 10
 MEDIAPIPE_MODELS = (
     "pose_detection/pose_detection.tflite",
     "pose_landmark/pose_landmark_full.tflite",
@@ -55,10 +56,14 @@ def examine() -> list[Check]:
         "weights": _weights,
         "torch": _torch,
         "processor": _processor,
+        "threads": _threads,
         "cuda": _cuda,
+        "gsplat": _gsplat,
         "numba": _numba,
+        "cache": _cache,
         "mediapipe": _mediapipe,
         "ffmpeg": _ffmpeg,
+        "extras": _extras,
         "disk": _disk,
         "memory": _memory,
     }
@@ -100,7 +105,8 @@ def _weights() -> Check:
 def _torch() -> Check:
     import torch
 
-    return Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    built = "for the CPU" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
+    return Check("torch", "ok", f"{torch.__version__}, built {built}")
 
 
 def _processor() -> Check:
@@ -113,35 +119,107 @@ def _processor() -> Check:
     return Check("processor", "ok", f"{usable} cores, {llvmlite.binding.get_host_cpu_name()}")
 
 
+def _threads() -> Check:
+    import torch
+
+    cores, quota = limits.cores(), limits.cpu_quota()
+    names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_WAIT_POLICY")
+    told = ", ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
+    detail = f"torch {torch.get_num_threads()}, cores to use {cores}"
+    detail += "" if quota is None else f" (the control group allows {quota:g})"
+    detail += f"; {told}" if told else ""
+    count = f"export OMP_NUM_THREADS={cores} NUMBA_NUM_THREADS={cores}"
+    for name in names[:2]:
+        text = os.environ.get(name, "")
+        if text and not re.fullmatch(r"\s*[1-9]\d{0,4}(\s*,\s*[1-9]\d{0,4})*\s*", text):
+            return Check("threads", "failed", f"{name}={text[:40]!r} is no number of threads", f"unset {name}")
+    asked = [int(os.environ[name].split(",")[0]) for name in names[:2] if os.environ.get(name)]
+    if max(torch.get_num_threads(), *asked, 1) > cores:
+        return Check("threads", "warning", f"{detail}; more threads than cores only wait for one another", count)
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE":
+        fix = "export OMP_WAIT_POLICY=PASSIVE"
+        return Check("threads", "warning", f"{detail}; waiting threads keep cores from the others", fix)
+    return Check("threads", "ok", detail)
+
+
 def _cuda() -> Check:
+    import torch
+
+    card = _nvidia_smi()
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info(0)
+        detail = f"{torch.cuda.get_device_name(0)}, {limits.shown(free)} of {limits.shown(total)} free"
+        return Check("cuda", "ok", f"{detail}; {card or 'no nvidia-smi'}; CUDA {torch.version.cuda}")
+    if card is None:
+        return Check("cuda", "ok", "no NVIDIA device, no driver; hdx needs none")
+    if torch.version.cuda is None:
+        fix = f"{REINSTALL} torch  (a wheel for CUDA), or go on without"
+        return Check("cuda", "warning", f"{card}, which torch was built without; the CPU computes", fix)
+    fix = "install the driver that CUDA " + f"{torch.version.cuda} needs, or export CUDA_VISIBLE_DEVICES=0"
+    return Check("cuda", "warning", f"{card}, which torch (CUDA {torch.version.cuda}) cannot use", fix)
+
+
+def _nvidia_smi() -> str | None:
+    """Name, memory and driver of the first NVIDIA device, as the driver's tool says; None where it says nothing."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    asked = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=NVIDIA_SMI_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    fields = [field.strip() for field in (said.stdout.splitlines() or [""])[0].split(",")]
+    if said.returncode or len(fields) != 3:
+        return None
+    return f"{fields[0][:60]} with {fields[2][:20]}, driver {fields[1][:20]}"
+
+
+def _gsplat() -> Check:
     import torch
 
     from .devices import gsplat_works
 
+    try:
+        version = importlib.metadata.version("gsplat")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
     if not torch.cuda.is_available():
-        built = "torch was built without it" if torch.version.cuda is None else "no device found"
-        return Check("cuda", "ok", f"not there ({built}); hdx needs none")
-    device = f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
-    if not gsplat_works():
+        return Check("gsplat", "ok", f"{version or 'is not installed'}; not used, as the CPU renders")
+    if version is None or not gsplat_works():
         fix = f"{REINSTALL} --no-deps gsplat  (a wheel for your torch, or with nvcc installed)"
-        return Check("cuda", "warning", f"{device}; gsplat's kernels do not load, so the CPU renders", fix)
-    return Check("cuda", "ok", f"{device}; gsplat {importlib.metadata.version('gsplat')}")
+        what = "is not installed" if version is None else f"{version}: its kernels do not load"
+        return Check("gsplat", "warning", f"{what}, so the CPU renders", fix)
+    return Check("gsplat", "ok", f"{version}, its kernels load")
 
 
 def _numba() -> Check:
     import numba
 
     own = os.environ.get("NUMBA_CACHE_DIR")
-    places = (
-        [Path(own)] if own else [Path(__file__).parent / "rasterize" / "__pycache__", Path.home() / ".cache" / "numba"]
-    )
+    home = Path(__file__).parent
+    places = [Path(own)] if own else [home / "rasterize" / "__pycache__", Path.home() / ".cache" / "numba"]
     for place in places:
         if _is_writable(place):
-            return Check("numba", "ok", f"{numba.__version__}, compiled code is kept in {place}")
+            root = home if place.is_relative_to(home) else place  # the package's lies in many folders
+            size = sum(file.stat().st_size for kind in ("nbi", "nbc") for file in root.rglob(f"*.{kind}"))
+            kept = f"{limits.shown(size)} of compiled code in {root}" if size else f"code will be kept in {place}"
+            return Check("numba", "ok", f"{numba.__version__}, {kept}")
     return Check(
         "numba", "warning", f"{numba.__version__}: no place for compiled code, so every start compiles for about 20 s",
         f"export NUMBA_CACHE_DIR={Path(tempfile.gettempdir()) / 'numba'}",
     )  # fmt: skip
+
+
+def _cache() -> Check:
+    from .weights_store import cache_folder
+
+    place = cache_folder()
+    if not _is_writable(place):
+        return Check("cache", "warning", f"{place}: weights cannot be kept there", "export HF_HOME=FOLDER")
+    own = place / "hdx"
+    size = sum(file.stat().st_size for file in own.rglob("*") if file.is_file() and not file.is_symlink())
+    return Check("cache", "ok", f"{limits.shown(size)} of weights in {own}; the bundled ones need none")
 
 
 def _mediapipe() -> Check:
@@ -178,6 +256,27 @@ def _ffmpeg() -> Check:
     return Check("ffmpeg", "ok", f"{imageio_ffmpeg.get_ffmpeg_version()} with H.264 and VP9")
 
 
+def _extras() -> Check:
+    try:
+        required = importlib.metadata.requires("hdx-cli") or []
+    except importlib.metadata.PackageNotFoundError:
+        return Check("extras", "warning", "hdx-cli is not installed as a package", f"{REINSTALL} hdx-cli")
+    missing: dict[str, list[str]] = {}
+    for text in required:
+        named = re.match(r"[\w.-]+", text)
+        extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)", text)
+        if named and extra:
+            missing.setdefault(extra[1], [])
+            try:
+                importlib.metadata.version(named[0])
+            except importlib.metadata.PackageNotFoundError:
+                missing[extra[1]].append(named[0])
+    said = [name if not lacks else f"{name} (without {', '.join(lacks)})" for name, lacks in missing.items()]
+    lacking = ",".join(name for name, lacks in missing.items() if lacks)
+    add = f"; for what is missing: {Path(sys.executable).name} -m pip install 'hdx-cli[{lacking}]'" if lacking else ""
+    return Check("extras", "ok", (", ".join(said) or "none") + add)
+
+
 def _disk() -> Check:
     here = Path.cwd()
     free = shutil.disk_usage(here).free
@@ -191,12 +290,22 @@ def _disk() -> Check:
 
 
 def _memory() -> Check:
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+    free, most = limits.free_memory(), limits.memory_limit()
+    if free is None:
         return Check("memory", "ok", "not measured on this system")
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if total < LITTLE_MEMORY:
-        return Check("memory", "warning", f"{total / 1e9:.1f} GB; large photos may not fit", "use --gaussians 50000")
-    return Check("memory", "ok", f"{total / 1e9:.1f} GB")
+    sizes, restorer = limits.Sizes(), "humanfixer"
+    needed = limits.cost(sizes, restorer)
+    detail = f"{limits.shown(free)} free" + ("" if most is None else f", the control group allows {limits.shown(most)}")
+    detail += f"; an avatar takes {limits.shown(needed)}"
+    fix = "close other programs" + ("" if most is None else ", or allow the container more (docker run --memory 2g)")
+    plan = limits.fitted(sizes, restorer, free - limits.SPARE_BYTES)
+    if plan is None:
+        least = limits.least(sizes, "none")
+        return Check("memory", "failed", f"{detail}, the least one {limits.shown(least.bytes)}", fix)
+    lower = plan.sizes.lower_than(sizes)
+    if lower:
+        return Check("memory", "warning", f"{detail}; it would be made with {limits.words(lower)}", fix)
+    return Check("memory", "ok", detail)
 
 
 def _is_writable(folder: Path) -> bool:

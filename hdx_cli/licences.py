@@ -60,6 +60,8 @@ BIREFNET = Part("BiRefNet", "model", "MIT", True, "cut the person out", note="as
 _CARD = "trained on synthetic people only; credits in MODEL_CARD.md in the package"
 LIFTING = Part("lifting network", "network", "Apache-2.0", True, "depth of limbs", note=_CARD)
 COMPLETION = Part("completion network", "network", "Apache-2.0", True, "colours of the unseen side", note=_CARD)
+ARCFACE = Part("InsightFace model pack", "network", "non-commercial research", False, "identity of the face")
+OWN_WEIGHTS = Part("restoring weights of your choice", "network", "see their own licence", None, "restored the views")
 HUMANFIXER = Part("HumanFixer network", "network", "Apache-2.0", True, "restored the views", note=_CARD)
 FFMPEG = Part(
     "ffmpeg", "program", "GPL-3.0-or-later", True, "wrote films",
@@ -95,9 +97,10 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
 }
 _MATHS = ("torch", "numpy", "jaxtyping", "scipy", "opencv-python", "opencv-contrib-python")
 _RENDERING = ("numba", "llvmlite")
+_SMPL_TERMS = "LicenseRef-SMPL-X: non-commercial research"
 UNUSED = {
-    "smplx": ("LicenseRef-SMPL-X: non-commercial research", False, "never imported by hdx"),
-    "insightface": ("MIT (code); its model packs: non-commercial", True, "never imported by hdx, and no pack fetched"),
+    "smplx": (_SMPL_TERMS, False, "imported for bodies that were added with `hdx body add` alone"),
+    "insightface": ("MIT (code); its model packs: non-commercial", True, "imported for --face-pack alone; no pack is fetched"),
 }  # fmt: skip
 
 
@@ -150,14 +153,25 @@ def parts_of(records: Mapping[str, Any]) -> tuple[Part, ...]:
         if str(records.get("photo", "")).lower().endswith(HEIF_SUFFIXES):
             packages.append("pillow-heif")
     if "body.npz" in products:
-        found += [ANNY, LIFTING]
+        body = config["body.npz"].get("body")
+        if isinstance(body, str) and body.split("-")[0] in ("smpl", "smplx"):
+            own = "your own file, added with `hdx body add`"
+            found.append(Part(_plain(body), "body", _SMPL_TERMS, False, "body, skeleton, skinning", note=own))
+            found.append(Part("smplx", "package", _SMPL_TERMS, False, "read the body", version=_version("smplx")))
+        else:
+            found.append(ANNY)
+        found.append(LIFTING)
         packages += [*_MATHS, "safetensors"]
     if "coarse" in products:
         packages += [*_MATHS, *_RENDERING, "safetensors", "pillow"]
         if config["coarse"].get("completion"):
             found.append(COMPLETION)
     if "restored" in products:
-        found.append(HUMANFIXER)
+        found.append(OWN_WEIGHTS if config["restored"].get("weights") else HUMANFIXER)
+        if config["restored"].get("face_pack"):
+            code, commercial, _ = UNUSED["insightface"]
+            reader = Part("insightface", "package", code, commercial, "read the face", version=_version("insightface"))
+            found += [ARCFACE, reader]
         packages += [*_MATHS, *_RENDERING, "diffusers", "huggingface-hub", "safetensors", "pillow"]
     for name in products:
         if name.endswith(FILM_SUFFIXES):
@@ -169,7 +183,8 @@ def parts_of(records: Mapping[str, Any]) -> tuple[Part, ...]:
         packages.append("gsplat")
     found += _motions(config)
     found += [package(name) for name in PACKAGES if name in packages]
-    return tuple(found + unused())
+    used = {part.name for part in found}
+    return tuple(found + [part for part in unused() if part.name not in used])
 
 
 def package(name: str) -> Part:

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
+from . import __version__, limits
 from .errors import UsageError
 from .progress import Progress, Silent
 from .run_folder import Made, RunFolder, sha256_of, write_outside
@@ -104,7 +104,7 @@ def render(
     avatar = best_avatar(run)
     _require_alpha(film.background, film.format, f"hdx render {run.path}")
 
-    def write(partial: Path) -> dict[str, Any]:
+    def write(partial: Path, device: str) -> dict[str, Any]:
         import math
 
         import torch
@@ -129,7 +129,7 @@ def render(
         return {"frames": count}
 
     name = TURNTABLE.removesuffix(".mp4") + ("-frames" if film.format == "png" else f".{film.format}")
-    return _export(run, avatar, name, path, asdict(film), write)
+    return _on(device, progress, write, lambda writes: _export(run, avatar, name, path, asdict(film), writes))
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def animate(
     _warn_of_pickles(progress, (take.motion,), take.allow_pickle)
     _require_alpha(take.background, take.format, f"hdx animate {run.path} --motion {take.motion}")
 
-    def write(partial: Path) -> dict[str, Any]:
+    def write(partial: Path, device: str) -> dict[str, Any]:
         import math
 
         import torch
@@ -202,7 +202,8 @@ def animate(
     name = f"exports/{Path(take.motion).name.replace('.', '-')}" + (
         "-frames" if take.format == "png" else f".{take.format}"
     )
-    return _export(run, product, name, path, asdict(take) | _content_of(take.motion), write)
+    config = asdict(take) | _content_of(take.motion)
+    return _on(device, progress, write, lambda writes: _export(run, product, name, path, config, writes))
 
 
 @dataclass(frozen=True)
@@ -310,26 +311,28 @@ def _write_sequence(path: Path, avatar: Avatar, how: Export, title: str) -> None
 
 
 def _write_glb(path: Path, avatar: Avatar, how: Export, title: str) -> None:
-    from .avatars.avatar_file import LICENCES
+    from .avatars.avatar_file import licences_of
     from .export.glb import write_glb
 
-    write_glb(path, _skinned(avatar, how), LICENCES)
+    write_glb(path, _skinned(avatar, how), licences_of(avatar.body.model))
 
 
 def _write_mesh(path: Path, avatar: Avatar, how: Export, title: str) -> None:
-    from .avatars.avatar_file import LICENCES
+    from .avatars.avatar_file import licences_of
     from .avatars.base import strongest
-    from .bodies import anny
+    from .bodies import NAMES, load
     from .export.mesh_glb import SkinnedMesh, baked_texture, clothed, write_mesh_glb
 
-    model = anny.load()
-    if avatar.body.model != model.name:
+    if avatar.body.model.split("-")[0] not in NAMES:
         raise UsageError(f"{path.name}: hdx has no mesh of the body model {avatar.body.model}")
+    model = load(avatar.body.model)
+    if not len(model.uv):
+        raise UsageError(f"{path.name}: the file of the body model {avatar.body.model} has no texture coordinates")
     skinned = _skinned(avatar, how)
     vertices = clothed(model.rest(avatar.body.shape).vertices, model.faces, avatar.canonical, avatar.visibility)
     mesh = SkinnedMesh(vertices, model.faces, *strongest(model.weights), model.uv, model.uv_faces)
     texture = baked_texture(mesh, avatar.canonical, avatar.visibility)
-    write_mesh_glb(path, mesh, skinned.rig, skinned.animations, texture=texture, licences=LICENCES)
+    write_mesh_glb(path, mesh, skinned.rig, skinned.animations, texture=texture, licences=licences_of(avatar.body.model))
 
 
 def _write_page(path: Path, avatar: Avatar, how: Export, title: str) -> None:
@@ -391,7 +394,7 @@ def preview(run: RunFolder, device: str = "cpu") -> Made:
     """``observation/`` and the best avatar -> ``preview.png``: the photo, eight views and the scores."""
     avatar = best_avatar(run)
 
-    def write(partial: Path) -> None:
+    def write(partial: Path, device: str) -> None:
         import math
 
         import numpy as np
@@ -410,7 +413,8 @@ def preview(run: RunFolder, device: str = "cpu") -> Made:
         photo = load_observation(run.path / "observation").photo.rgb
         contact_sheet(photo, views, titles, shown_scores(run)).save(partial)
 
-    return run.make(PREVIEW, {"views": SHEET_VIEWS}, ["observation", avatar], write)
+    made_of = ["observation", avatar]
+    return _on(device, Silent(), write, lambda writes: run.make(PREVIEW, {"views": SHEET_VIEWS}, made_of, writes))
 
 
 def report(run: RunFolder) -> Made:
@@ -479,6 +483,20 @@ def _jpeg(source: Path, side_px: int) -> bytes:
     held = io.BytesIO()
     image.save(held, "JPEG", quality=88)
     return held.getvalue()
+
+
+def _on(
+    device: str, progress: Progress, write: Callable[[Path, str], Any], make: Callable[[Callable[[Path], Any]], Made]
+) -> Made:
+    """What ``make`` makes with ``write`` on a device; where the GPU's memory runs out, on the CPU, which is told."""
+    if device != "cpu":
+        try:
+            return make(lambda partial: write(partial, device))
+        except Exception as error:
+            if not limits.is_out_of_memory(error):
+                raise
+        progress.warn("W_LESS_MEMORY", "the GPU's memory ran out; the CPU renders")
+    return make(lambda partial: write(partial, "cpu"))
 
 
 def _export(run: RunFolder, avatar: str, name: str, path: Path | None, config: dict[str, Any], write) -> Made:

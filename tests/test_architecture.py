@@ -18,7 +18,10 @@ PLAIN = {
 }  # fmt: skip
 COMPONENTS = {"preprocess", "bodies", "rasterize", "avatars", "humanfixer", "motion", "export"}
 # Everything else that a component may import besides the plain modules and itself.
-ALLOWED = {"avatars": {"bodies.base", "rasterize"}, "motion": {"bodies.base"}, "export": {"bodies.base"}}
+ALLOWED = {
+    "bodies": {"motion.pickled", "motion.archive"}, "avatars": {"bodies.base", "rasterize"},
+    "motion": {"bodies.base"}, "export": {"bodies.base"},
+}  # fmt: skip
 COMMAND_LINE_LIBRARIES = {"typer", "click", "rich"}
 
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hdx_cli.batch import core, job, manifest, processes
+from hdx_cli.batch import core, manifest, processes
 from hdx_cli.batch.job import Outcome, Task
 from hdx_cli.batch.photos import Found, find, in_shard, read_list, run_names
 from hdx_cli.errors import HdxError, InputRejected, ResourceError, UsageError
@@ -435,13 +435,20 @@ def test_exit_codes() -> None:
         assert core.exit_code(states) == 7
 
 
-def test_workers_for_a_machine() -> None:
-    gigabyte = 1_000_000_000
-    assert core.jobs_for(2, 20 * gigabyte) == 2
-    assert core.jobs_for(64, 8 * gigabyte) == 6  # 7.5 / 1.2
-    assert core.jobs_for(8, gigabyte) == core.jobs_for(8, 0) == 1
-    cores, free = core.machine()
-    assert cores >= 1 and free > 10_000_000
+def test_what_a_worker_takes_follows_what_is_asked_for() -> None:
+    takes = core.worker_bytes({})
+    assert core.worker_bytes({"gaussians": 1_000_000}) > 1.5 * takes > 1_500_000_000
+    assert core.worker_bytes({"restorer": "none", "seed": 3}) < takes
+
+
+def test_a_budget_is_in_every_task_and_makes_nothing_again(place: Path) -> None:
+    photos, out = photos_in(place / "in", a="aa"), place / "out"
+    budget = replace(SETTINGS, memory=900_000_000, memory_asked=True, vram=7)
+    (task,) = core.plan(out, photos, budget).tasks
+    assert (task.memory, task.memory_asked, task.vram) == (900_000_000, True, 7) and task.options == {}
+    made(out, photos, budget)
+    for later in (budget, SETTINGS, replace(budget, memory=1)):
+        assert core.plan(out, photos, later).finished == 1
 
 
 def test_time_left_by_hand() -> None:
@@ -450,13 +457,6 @@ def test_time_left_by_hand() -> None:
     assert core.time_left([10.0, 20.0], [5.0, 40.0], 4, 2) == 35.0  # and 10 s of one at work; the other is overdue
     assert core.time_left([10.0], [], 1, 8) == 10.0  # one photo is not shared
     assert core.time_left([10.0], [4.0, 9.0], 0, 2) == 3.5
-
-
-def test_unexpected_errors_are_explained() -> None:
-    said = job.explained(RuntimeError("CUDA out of memory.\nTried"))
-    assert said.code == "E_MEMORY" and job.explained(MemoryError()).code == "E_MEMORY"
-    assert job.explained(OSError(28, "No space left on device", "a")).message == "a: No space left on device"
-    assert job.explained(ValueError("a\nb")).message == "unexpected ValueError: a b"
 
 
 # ---- the page

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import __version__, limits
 from ..errors import InputRejected, UsageError
 from ..run_folder import disk_errors, sha256_of, write_atomically
 from . import manifest
@@ -19,8 +19,6 @@ from .job import Outcome, Task, thumbnail_of
 from .manifest import Entry
 from .photos import in_shard, run_names
 
-WORKER_BYTES = 1_200_000_000  # peak of one worker, measured
-SPARE_BYTES = 500_000_000  # left to the rest of the machine
 PARTIAL = 7  # exit code: some of the photos
 
 
@@ -49,6 +47,7 @@ class Settings:
         fail_fast: stop at the first photo that is not done.
         limit: make at most so many photos now.
         shard: (i, n): only part i of n, i from 1.
+        memory, memory_asked, vram: of one photo, as in ``Task``; they are no options: what is finished stays finished.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +56,9 @@ class Settings:
     fail_fast: bool = False
     limit: int | None = None
     shard: tuple[int, int] = (1, 1)
+    memory: int | None = None
+    memory_asked: bool = False
+    vram: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,12 @@ def plan(out: Path, photos: Sequence[Path], settings: Settings) -> Plan:
             else:
                 entry = replace(entry, state="waiting", code=None, reason=None, hint=None, finished=None)
                 if settings.limit is None or len(tasks) < settings.limit:
-                    tasks.append(Task(entry.photo, str(place / entry.run), entry.options, settings.device, entry.force))
+                    tasks.append(
+                        Task(
+                            entry.photo, str(place / entry.run), entry.options, settings.device, entry.force,
+                            settings.memory, settings.memory_asked, settings.vram,
+                        )
+                    )  # fmt: skip
             entries[photo] = entry
     return Plan(tasks, mine, finished)
 
@@ -195,24 +202,12 @@ def write_gallery(out: Path, entries: dict[Path, Entry]) -> None:
         write_atomically(out / manifest.GALLERY, page.encode("utf-8", "replace"))
 
 
-def jobs_for(cores: int, free_bytes: int) -> int:
-    """How many workers a machine carries: one a core, as far as the memory that is free reaches; at least one."""
-    return max(1, min(cores, (free_bytes - SPARE_BYTES) // WORKER_BYTES))
+def worker_bytes(options: dict[str, Any]) -> int:
+    """What one avatar of these ``stages.Options`` takes at its peak."""
+    from ..stages import DEFAULT_RESTORER, Options
 
-
-def machine() -> tuple[int, int]:
-    """Cores that this process may use, and free memory in bytes (unlimited where the system does not tell)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free = 1 << 62
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):  # a container may be allowed less than the machine has
-        group = Path("/sys/fs/cgroup")
-        held, most = (int((group / name).read_text()) for name in ("memory.current", "memory.max"))
-        free = min(free, most - held)
-    return cores, free
+    chosen = Options(**options)
+    return limits.cost(chosen.sizes, chosen.restorer or DEFAULT_RESTORER)
 
 
 def time_left(took: Sequence[float], running: Sequence[float], waiting: int, jobs: int) -> float | None:

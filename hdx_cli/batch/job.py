@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import HdxError, InputRejected, ResourceError
+from ..errors import InputRejected
+from ..limits import Budget, explained
 from ..progress import Progress
-from ..run_folder import DISK_ERRORS, RunFolder, sha256_of, write_atomically
+from ..run_folder import RunFolder, sha256_of, write_atomically
 
 THUMBNAILS, THUMBNAIL_PX = ".thumbnails", (520, 300)
 
@@ -29,6 +28,8 @@ class Task:
         options: fields of ``stages.Options``.
         device: auto, cpu or cuda; auto is decided where the work is done.
         force: make everything again, also where the folder holds another photo.
+        memory: bytes that it may take, None for no limit; memory_asked: a person said so.
+        vram: the same of the GPU's memory.
     """
 
     photo: str
@@ -36,6 +37,9 @@ class Task:
     options: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     force: bool = False
+    memory: int | None = None
+    memory_asked: bool = False
+    vram: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,16 @@ def create_avatar(task: Task, progress: Progress) -> dict[str, Any]:
         HdxError: as the stages.
     """
     from .. import outputs, stages
-    from ..devices import choose
+    from ..devices import choose, within_vram
 
     photo, folder = Path(task.photo), Path(task.run)
     options = stages.Options(**task.options)
     device = choose(task.device)
     try:
         with RunFolder.create(folder, photo, seed=options.seed, force=task.force) as run:
+            budget = None if task.memory is None else Budget(task.memory, task.memory_asked)
+            options = stages.within(run, options, progress, budget)
+            device = within_vram(device, options.capped.gaussians, progress, task.vram)
             for _ in outputs.everything(run, options, progress, device, photo):
                 pass
             scores = run.record(stages.best_avatar(run)).get("scores", {})
@@ -131,19 +138,6 @@ def attempt(job: Job, task: Task, on_stage: Callable[[str], None]) -> Outcome:
     }
     seconds = time.perf_counter() - start
     return Outcome("done", scores=numbers, warnings=progress.warnings, seconds=seconds, sha256=sha256)
-
-
-def explained(error: Exception) -> HdxError:
-    """Any error as one of ours."""
-    if isinstance(error, HdxError):
-        return error
-    text = " ".join(str(error).split())[:300] or "no message"
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or getattr(error, "errno", 0) == errno.ENOMEM:
-        return ResourceError("out of memory", hint="use fewer workers (--jobs) or --gaussians 50000", code="E_MEMORY")
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-        return ResourceError(f"{where}{os.strerror(error.errno)}", code="E_DISK")
-    return HdxError(f"unexpected {type(error).__name__}: {text}", code="E_UNEXPECTED")
 
 
 def name_of(job: Job) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -177,6 +178,10 @@ def _entry(values: dict[str, Any]) -> Entry:
         raise ValueError(f"state {entry.state[:20]}")
     if not Path(entry.photo).is_absolute() or "\0" in entry.photo:
         raise ValueError("a photo without an absolute path")
+    try:
+        os.fsencode(entry.run)
+    except UnicodeEncodeError:
+        raise ValueError("a run folder whose name no file system has") from None
     if not entry.run.strip(" .") or any(letter in entry.run for letter in "/\\:\0") or entry.run in RESERVED:
         raise ValueError(f"run folder {entry.run[:40]!r}")
     if not all(

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ..errors import ResourceError, UsageError
-from .core import WORKER_BYTES, Report, Update
+from ..limits import shown
+from .core import Report, Update, worker_bytes
 from .job import Job, Outcome, Task, attempt, job_named, name_of
 from .processes import PULSE_S, THREADS, TRIES, lost
 
@@ -69,11 +70,12 @@ def outcomes(
     has = ray.cluster_resources()
     devices = {task.device for task in tasks}
     on_gpu = "cuda" in devices or ("auto" in devices and has.get("GPU", 0) >= 1)
-    shares = {"num_cpus": 1, "num_gpus": 1 if on_gpu else 0, "memory": WORKER_BYTES}
-    most = int(has.get("GPU", 0)) if on_gpu else min(int(has.get("CPU", 1)), int(has.get("memory", 0)) // WORKER_BYTES)
+    each = max((task.memory or worker_bytes(task.options) for task in tasks), default=1)
+    shares = {"num_cpus": 1, "num_gpus": 1 if on_gpu else 0, "memory": each}
+    most = int(has.get("GPU", 0)) if on_gpu else min(int(has.get("CPU", 1)), int(has.get("memory", 0)) // each)
     if most < 1:
         raise ResourceError(
-            f"--ray: the cluster has no {'GPU' if on_gpu else 'core with 1.2 GB of memory'} to spare",
+            f"--ray: the cluster has no {'GPU' if on_gpu else f'core with {shown(each)} of memory'} to spare",
             code="E_RAY_SPACE",
         )
     kind = ray.remote(Actor).options(**shares, max_restarts=0, runtime_env={"env_vars": THREADS})

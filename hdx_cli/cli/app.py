@@ -11,7 +11,7 @@ import typer
 
 from .. import __version__
 from ..errors import InputRejected, NothingToDo, UsageError
-from . import batching, showing, weighing
+from . import batching, bodying, evaluating, showing, training, weighing
 from . import options as opt
 from .console import Console, noted, session
 
@@ -64,13 +64,23 @@ def create(
     height_m: opt.HeightM = None,
     build: opt.Build = None,
     age: opt.Age = None,
+    body: opt.Body = None,
+    smplx_params: opt.SmplxParams = None,
+    smplx_use: opt.SmplxUse = None,
     focal_px: opt.FocalPx = None,
     focal_mm35: opt.FocalMm = None,
     gaussians: opt.Count = None,
     iterations: opt.Iterations = None,
+    backbone: opt.Backbone = None,
     restorer: opt.Restorer = None,
     rounds: opt.Rounds = None,
+    weights: opt.Weights = None,
+    identity: opt.Identity = None,
+    face_pack: opt.FacePack = None,
+    accept_license: opt.AcceptLicense = None,
     device: opt.Device = "auto",
+    max_memory: opt.MaxMemory = None,
+    vram: opt.Vram = None,
     seed: opt.Seed = 0,
     force: opt.Force = False,
     json: opt.Json = False,
@@ -83,22 +93,26 @@ def create(
     Everything goes into one folder, <photo>-avatar unless -o says otherwise. Run the same command again to continue
     where an earlier run stopped.
     """
-    from .. import outputs, stages
-    from ..devices import choose
+    from .. import limits, outputs, stages
+    from ..devices import choose, within_vram
     from ..run_folder import RunFolder
 
     with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
         photo = _photo_of(photo, sample)
+        budget, most_vram = limits.budget(max_memory), vram and limits.parse_bytes(vram)
         device = choose(device)
         folder = output or Path(f"{photo.stem}-avatar")
         asked = dict(
-            person=person, matting=matting, gender=gender, height_m=height_m, build=build, age=age,
-            focal_px=focal_px, focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations,
-            restorer=restorer, rounds=rounds, seed=seed,
+            person=person, matting=matting, gender=gender, height_m=height_m, build=build, age=age, body=body,
+            smplx_use=smplx_use, focal_px=focal_px, focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations,
+            backbone=backbone, restorer=restorer, rounds=rounds, seed=seed,
+            **_restorer_of(weights, identity, face_pack, accept_license),
         )  # fmt: skip
         with RunFolder.create(folder, photo, seed=seed, force=force) as run:
             asked["mask"] = run.adopt(mask, "mask") if mask else None
-            chosen = stages.Options(**asked)
+            asked["smplx_params"] = run.adopt(smplx_params, "smplx-params") if smplx_params else None
+            chosen = stages.within(run, stages.Options(**asked), console, budget)
+            device = within_vram(device, chosen.capped.gaussians, console, most_vram)
             _tell(outputs.everything(run, chosen, console, device, photo), console)
             _print_run(run, console)
 
@@ -113,11 +127,16 @@ def fit_coarse(
     height_m: opt.HeightM = None,
     build: opt.Build = None,
     age: opt.Age = None,
+    body: opt.Body = None,
+    smplx_params: opt.SmplxParams = None,
+    smplx_use: opt.SmplxUse = None,
     focal_px: opt.FocalPx = None,
     focal_mm35: opt.FocalMm = None,
     gaussians: opt.Count = None,
     iterations: opt.Iterations = None,
+    backbone: opt.Backbone = None,
     device: opt.Device = "auto",
+    max_memory: opt.MaxMemory = None,
     seed: opt.SeedAgain = None,
     force: opt.Force = False,
     json: opt.Json = False,
@@ -126,18 +145,22 @@ def fit_coarse(
     no_progress: opt.NoProgress = False,
 ) -> None:
     """Fit the avatar of a run folder again, with other options; what is not given stays as it was."""
-    from .. import stages
+    from .. import limits, stages
     from ..devices import choose
     from ..run_folder import RunFolder
 
     with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
-        device = choose(device)
+        budget = limits.budget(max_memory)
+        choose(device)
         with RunFolder.open(run, force=force) as folder:
             chosen = stages.Options.remembered(
                 folder, person=person, mask=folder.adopt(mask, "mask") if mask else None, matting=matting,
-                gender=gender, height_m=height_m, build=build, age=age, focal_px=focal_px, focal_mm35=focal_mm35,
-                gaussians=gaussians, iterations=iterations, seed=seed,
+                gender=gender, height_m=height_m, build=build, age=age, body=body, smplx_use=smplx_use,
+                smplx_params=folder.adopt(smplx_params, "smplx-params") if smplx_params else None,
+                focal_px=focal_px, focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations, backbone=backbone,
+                seed=seed,
             )  # fmt: skip
+            chosen = stages.within(folder, chosen, console, budget)
             _tell(stages.coarse_of(folder, chosen, console), console)
             _print_run(folder, console)
 
@@ -145,6 +168,14 @@ def fit_coarse(
 @app.command()
 def restore(
     run: opt.Run,
+    weights: opt.Weights = None,
+    identity: opt.Identity = None,
+    face_pack: opt.FacePack = None,
+    accept_license: opt.AcceptLicense = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+    device: opt.Device = "cpu",
+    offload: Annotated[bool, typer.Option("--offload", help="Keep on the device only the part that computes.")] = False,
+    max_memory: opt.MaxMemory = None,
     seed: opt.SeedAgain = None,
     force: opt.Force = False,
     json: opt.Json = False,
@@ -153,12 +184,21 @@ def restore(
     no_progress: opt.NoProgress = False,
 ) -> None:
     """Restore the 18 views of the coarse avatar of a run folder with HumanFixer, as pictures."""
-    from .. import stages
+    from .. import limits, stages
+    from ..devices import choose
     from ..run_folder import RunFolder
 
     with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        budget, where = limits.budget(max_memory), choose(device)
+        own = _restorer_of(weights, identity, face_pack, accept_license)
         with RunFolder.open(run, force=force) as folder:
-            made = stages.restore(folder, stages.Options.remembered(folder, seed=seed), console)
+            chosen = stages.Options.remembered(folder, seed=seed, **own)
+            if dry_run:
+                _print_costs(chosen, where, console)
+                return
+            chosen = stages.within(folder, chosen, console, budget)
+            folder.remember({name: value for name, value in vars(chosen).items() if value is not None}, chosen.seed)
+            made = stages.restore(folder, chosen, console, device=where, offload=offload)
         noted(console, "views", made)
         views = str(made.path / "views")
         console.result({"views": views, "seconds": made.seconds}, [views], views)
@@ -168,6 +208,7 @@ def restore(
 def refine(
     run: opt.Run,
     rounds: opt.Rounds = None,
+    max_memory: opt.MaxMemory = None,
     seed: opt.SeedAgain = None,
     force: opt.Force = False,
     json: opt.Json = False,
@@ -176,12 +217,14 @@ def refine(
     no_progress: opt.NoProgress = False,
 ) -> None:
     """Fit the avatar of a run folder to the photo and to its restored views, which are made where they are missing."""
-    from .. import stages
+    from .. import limits, stages
     from ..run_folder import RunFolder
 
     with session(Console(json=json, quiet=quiet, verbose=verbose, bars=not no_progress)) as console:
+        budget = limits.budget(max_memory)
         with RunFolder.open(run, force=force) as folder:
             chosen = stages.Options.remembered(folder, restorer="humanfixer", rounds=rounds, seed=seed)
+            chosen = stages.within(folder, chosen, console, budget)
             folder.remember({name: value for name, value in vars(chosen).items() if value is not None}, chosen.seed)
             _tell(stages.refined_of(folder, chosen, console), console)
             _print_run(folder, console)
@@ -238,6 +281,34 @@ def _photo_of(photo: Path | None, sample: bool) -> Path:
     return photo
 
 
+def _restorer_of(
+    weights: str | None, identity: str | None, face_pack: Path | None, accepted: list[str] | None
+) -> dict[str, str | None]:
+    """Options of the stages that name another restorer than the bundled one."""
+    if face_pack is not None:
+        from ..humanfixer.arcface import require_accepted
+
+        require_accepted(accepted or ())
+    place = None if weights is None else Path(weights).expanduser()
+    return {
+        "weights": str(place.resolve()) if place is not None and place.exists() else weights,
+        "identity": identity,
+        "face_pack": None if face_pack is None else str(face_pack.expanduser().resolve()),
+    }
+
+
+def _print_costs(chosen: Any, device: str, console: Console) -> None:
+    from ..humanfixer.checkpoint import read_plan
+    from ..humanfixer.costs import estimate
+    from ..stages import require_restorer
+
+    plan = read_plan(require_restorer(chosen), chosen.identity)
+    for note in plan.notes:
+        console.warn("W_WEIGHTS", note)
+    cost = estimate(plan, device=device)
+    console.result(cost.facts(), cost.lines(), str(round(cost.seconds)))
+
+
 def _tell(products: Iterator[tuple[str, Any]], console: Console) -> None:
     for what, made in products:
         noted(console, what, made)
@@ -277,7 +348,11 @@ app.command()(showing.motions)
 app.command()(showing.export)
 app.command()(showing.view)
 app.command()(weighing.licenses)
+weighing.weights.command("publish")(training.publish)
 app.add_typer(weighing.weights, name="weights")
+app.add_typer(bodying.body, name="body")
+app.add_typer(evaluating.evaluation, name="eval")
+app.add_typer(training.train, name="train")
 
 
 if __name__ == "__main__":

@@ -62,9 +62,20 @@ def batch(
     focal_mm35: opt.FocalMm = None,
     gaussians: opt.Count = None,
     iterations: opt.Iterations = None,
+    backbone: opt.Backbone = None,
     restorer: opt.Restorer = None,
     rounds: opt.Rounds = None,
     device: opt.Device = "auto",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            help="Memory for all photos at once, as 8GB; on a cluster for each.",
+            metavar="SIZE",
+            show_default=False,
+        ),
+    ] = None,
+    vram: opt.Vram = None,
     seed: opt.Seed = 0,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -77,7 +88,7 @@ def batch(
     say what became of each. What fails does not stop the rest. The same command continues where it was stopped.
     Ends with 0 where all are done, 7 where some are, 4 where every photo was rejected.
     """
-    from .. import stages
+    from .. import limits, stages
     from ..batch import core, job, on_ray, processes
     from ..batch.photos import find, read_list
     from ..devices import choose
@@ -96,17 +107,30 @@ def batch(
             )
         options = dict(
             matting=matting, gender=gender, height_m=height_m, build=build, age=age, focal_px=focal_px,
-            focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations, restorer=restorer, rounds=rounds,
-            seed=seed,
+            focal_mm35=focal_mm35, gaussians=gaussians, iterations=iterations, backbone=backbone, restorer=restorer,
+            rounds=rounds, seed=seed,
         )  # fmt: skip
-        if stages.Options(**options).refines:
+        asked = stages.Options(**options)
+        if asked.refines:
             stages.require_restorer()
         if device == "cuda" and ray is None:
             choose(device)  # says at once where it cannot be had; auto is decided by the workers
+        options = {name: value for name, value in options.items() if value is not None}
+        budget, workers = limits.budget(max_memory), 1
+        if ray is not None:
+            budget = budget if max_memory else None  # the cluster knows what its machines have free
+        elif budget is not None:
+            workers = jobs or limits.jobs_for(limits.cores(), budget.bytes, core.worker_bytes(options))
+            workers = min(workers, len(found.photos))
+            budget = limits.Budget(budget.bytes // workers, budget.asked)
+        else:
+            workers = jobs or limits.cores()
+        if budget is not None:
+            limits.require(asked.sizes, asked.restorer or stages.DEFAULT_RESTORER, budget)
         index, _, count = shard.partition("/")
         settings = core.Settings(
-            {name: value for name, value in options.items() if value is not None}, device, overwrite, fail_fast, limit,
-            (int(index), int(count)),
+            options, device, overwrite, fail_fast, limit, (int(index), int(count)),
+            None if budget is None else budget.bytes, bool(budget and budget.asked), vram and limits.parse_bytes(vram),
         )  # fmt: skip
         start = time.monotonic()
         todo = core.plan(output, found.photos, settings)
@@ -116,7 +140,7 @@ def batch(
             on_ray.connect(ray)
             engine, workers = partial(on_ray.outcomes, job=job.create_avatar, address=ray, jobs=jobs), None
         else:
-            workers = min(jobs or core.jobs_for(*core.machine()), max(1, len(todo.tasks)))
+            workers = min(workers, max(1, len(todo.tasks)))
             engine = partial(processes.outcomes, job=job.create_avatar, jobs=workers, verbose=verbose)
         console.note(
             f"{len(todo.photos)} photos, {todo.finished} finished before, {len(todo.tasks)} to make"

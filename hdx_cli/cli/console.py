@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shlex
@@ -14,8 +13,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import HdxError, Interrupted, ResourceError
-from ..run_folder import DISK_ERRORS, Made
+from .. import limits
+from ..errors import HdxError, Interrupted
+from ..run_folder import Made
 
 
 class Console:
@@ -58,7 +58,7 @@ class Console:
         """A line for people, on stderr."""
         if not self.quiet:
             self.stop()
-            print(text, file=sys.stderr, flush=True)
+            _say(text)
 
     def stop(self) -> None:
         """Take the bars away."""
@@ -130,14 +130,23 @@ def session(console: Console) -> Iterator[Console]:
         console.stop()
 
 
+def _say(text: str) -> None:
+    """A line on stderr; where that cannot be written, a full disk for example, silence from then on."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # or the interpreter complains at its end
+
+
 def _fail(console: Console, error: HdxError) -> None:
     console.stop()
     if console.verbose and not isinstance(error, Interrupted):
         traceback.print_exc()
     code = "" if isinstance(error, Interrupted) else f" [{error.code}]"
-    print(f"hdx: {error.message}{code}", file=sys.stderr)
+    message = "".join(c if c.isprintable() else "?" for c in error.message)  # a path may hold anything
+    _say(f"hdx: {message}{code}")
     if error.hint:
-        print(f"  try: {error.hint}", file=sys.stderr)
+        _say(f"  try: {error.hint}")
     if console.json:
         facts = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
         print(json.dumps({"error": facts, "warnings": console.warnings}, ensure_ascii=False))
@@ -149,28 +158,10 @@ def _explained(error: BaseException) -> HdxError:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         return HdxError("the reader of the output went away", code="E_PIPE")
-    if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return ResourceError(
-            "out of memory", hint="use fewer Gaussians (--gaussians 50000) or close other programs", code="E_MEMORY"
-        )
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-        return ResourceError(f"{where}{os.strerror(error.errno)}", code="E_DISK")
-    text = " ".join(str(error).split()) or "no message"
-    return HdxError(
-        f"unexpected {type(error).__name__}: {text[:300]}",
-        hint="run again with -v for the traceback",
-        code="E_UNEXPECTED",
-    )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return (isinstance(error, OSError) and error.errno == errno.ENOMEM) or (
-        isinstance(error, RuntimeError)
-        and any(
-            words in str(error).lower() for words in ("out of memory", "not enough memory", "can't allocate memory")
-        )
-    )
+    said = limits.explained(error)
+    if said.code == "E_UNEXPECTED":
+        said.hint = "run again with -v for the traceback"
+    return said
 
 
 def _interrupted() -> str:

@@ -9,8 +9,9 @@ import typer
 
 DEVICES = ("auto", "cpu", "cuda")
 MATTINGS = ("default", "birefnet")
+BACKBONES = ("explicit", "gaussian-avatar", "animatable-gaussians")
 RESTORERS = ("none", "completion", "humanfixer")
-# as preprocess.MATTINGS, stages.RESTORERS, bodies.fit.GENDERS and BUILDS, whose modules would make --help slow; a test
+# as preprocess.MATTINGS, avatars.backbones.NAMES, stages.RESTORERS, bodies.fit.GENDERS and BUILDS, whose modules would make --help slow; a test
 # keeps them equal
 GENDERS = ("female", "male", "neutral")
 BUILDS = ("slim", "average", "athletic", "heavy")
@@ -47,6 +48,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the result.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and library warnings.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Draw no progress bars.")]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory", help="Memory it may take, as 1.2GB; what is free unless told.", metavar="SIZE",
+        show_default=False,
+    ),
+]  # fmt: skip
+Vram = Annotated[
+    str | None,
+    typer.Option(
+        "--vram", help="GPU memory it may take, as 4GB; what is free unless told.", metavar="SIZE", show_default=False,
+    ),
+]  # fmt: skip
 Force = Annotated[bool, typer.Option("--force", help="Do everything again, whatever is done.")]
 
 Output = Annotated[
@@ -68,10 +82,32 @@ Build = Annotated[
     str | None, typer.Option("--build", help="Body: slim, average, athletic or heavy.", callback=one_of(*BUILDS))
 ]
 Age = Annotated[float | None, typer.Option("--age", help="Age in years.", min=0.0, max=120.0)]
+Body = Annotated[
+    str | None,
+    typer.Option("--body", help="anny, or smplx or smpl after `hdx body add`.", metavar="NAME", show_default=False),
+]
+SmplxParams = Annotated[
+    Path | None,
+    typer.Option("--smplx-params", help="SMPL(-X) parameters of another program.", metavar="FILE", show_default=False),
+]
+SmplxUse = Annotated[
+    str | None,
+    typer.Option(
+        "--smplx-use", help="Those are the start (default), or final.", metavar="HOW",
+        callback=one_of("start", "final"),
+    ),
+]  # fmt: skip
 FocalPx = Annotated[float | None, typer.Option("--focal-px", help="Focal length in pixels of the photo.", min=1.0)]
 FocalMm = Annotated[float | None, typer.Option("--focal-mm35", help="Focal length in mm, 35 mm equivalent.", min=5.0)]
 Count = Annotated[int | None, typer.Option("--gaussians", help="About how many Gaussians.", min=1000, max=2_000_000)]
 Iterations = Annotated[int | None, typer.Option("--iterations", help="Optimisation steps.", min=0, max=10_000)]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", help="What the avatar is made by: explicit (default), gaussian-avatar or animatable-gaussians.",
+        metavar="NAME", callback=one_of(*BACKBONES),
+    ),
+]  # fmt: skip
 Restorer = Annotated[
     str | None,
     typer.Option(
@@ -81,6 +117,28 @@ Restorer = Annotated[
 ]  # fmt: skip
 Rounds = Annotated[
     int | None, typer.Option("--rounds", help="Rounds of restoring and refining; 1 unless told.", min=1, max=3)
+]
+
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights", help="Restore with these: a name of `hdx weights list`, or a folder.", metavar="NAME|FOLDER"
+    ),
+]
+IDENTITIES = ("face", "clip", "clip+face", "none")
+Identity = Annotated[
+    str | None,
+    typer.Option(
+        "--identity", help="face, clip, clip+face or none; what the weights know unless told.", metavar="NAME",
+        callback=one_of(*IDENTITIES),
+    ),
+]  # fmt: skip
+FacePack = Annotated[
+    Path | None, typer.Option("--face-pack", help="Your folder of InsightFace's models.", metavar="FOLDER")
+]
+AcceptLicense = Annotated[
+    list[str] | None,
+    typer.Option("--accept-license", help="insightface: its models are for non-commercial research.", metavar="NAME"),
 ]
 
 Seconds = Annotated[float, typer.Option("--seconds", help="Length of one turn.", min=0.1, max=120.0)]
