@@ -191,7 +191,7 @@ def test_views_larger_than_the_network_s_keep_their_detail(monkeypatch, darker):
     """What a network of half the size leaves alone comes back bit by bit; what it darkens everywhere is darker, no softer."""
     small = HumanFixer(replace(CONFIG, height=H // 2)).eval()
 
-    def restored(self, coarse, *rest):
+    def restored(self, coarse, *rest, **more):
         assert coarse.shape[-2:] == (H // 2, W // 2)
         blurred = gaussian_blur(coarse[0], CONFIG.base_blur * (H // 2) / BLUR_ROWS)
         changed = torch.cat([blurred[:, :3] - darker * blurred[:, 3:], blurred[:, 3:]], 1)
