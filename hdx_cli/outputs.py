@@ -336,14 +336,12 @@ def _write_mesh(path: Path, avatar: Avatar, how: Export, title: str) -> None:
 
 
 def _write_page(path: Path, avatar: Avatar, how: Export, title: str) -> None:
-    import tempfile
-
+    from .avatars.avatar_file import licences_of
+    from .export.glb import glb_bytes
     from .export.html import write_html
 
-    with tempfile.TemporaryDirectory() as folder:
-        glb = Path(folder) / "avatar.glb"
-        _write_glb(glb, avatar, replace(how, motions=how.motions or VIEWER_CLIPS), title)
-        write_html(path, glb.read_bytes(), title)
+    skinned = _skinned(avatar, replace(how, motions=how.motions or VIEWER_CLIPS))
+    write_html(path, glb_bytes(skinned, licences_of(avatar.body.model), str(path)), title)
 
 
 def _write_packed(path: Path, avatar: Avatar, how: Export, title: str) -> None:

@@ -77,15 +77,20 @@ class SkinnedGaussians:
 
 
 def write_glb(path: Path, avatar: SkinnedGaussians, licences: Mapping[str, str] | None = None) -> None:
-    """Write skinned Gaussians and their clips.
+    """Write skinned Gaussians and their clips (``glb_bytes``)."""
+    path.write_bytes(glb_bytes(avatar, licences, str(path)))
+
+
+def glb_bytes(avatar: SkinnedGaussians, licences: Mapping[str, str] | None = None, file: str = "the file") -> bytes:
+    """A binary glTF of skinned Gaussians and their clips.
 
     Rotations, scales (in steps of 15 micrometres) and opacities are stored in 16, weights in 8 bits; a scale above one
     metre makes all scales 32-bit. 64 bytes per Gaussian, and 36, 96 or 180 more for harmonics of degree 1, 2 or 3.
 
     Args:
-        path: the file to write.
         avatar: what to write.
         licences: the licence of each thing in the file, by name; goes into ``asset.extras``.
+        file: its name, for messages.
 
     Raises:
         NothingToDo: there are no Gaussians.
@@ -97,10 +102,10 @@ def write_glb(path: Path, avatar: SkinnedGaussians, licences: Mapping[str, str] 
         for name in ("means", "quats", "scales", "opacities", "sh")
     )
     if not len(means):
-        raise NothingToDo(f"{path}: the avatar has no Gaussians")
+        raise NothingToDo(f"{file}: the avatar has no Gaussians")
     for name, values in (("means", means), ("quats", quats), ("scales", scales), ("opacities", opacities), ("sh", sh)):
         if not np.isfinite(values).all():
-            raise InputRejected(f"{path}: {name} of the avatar hold values that are not finite", code="E_NOT_FINITE")
+            raise InputRejected(f"{file}: {name} of the avatar hold values that are not finite", code="E_NOT_FINITE")
     shift = np.array([0.0, -float(np.quantile(means[:, 1], STRAY)), 0.0])
     document = Document("hdx-skinned-splat", shift, licences or {})
     quats = quats / np.maximum(np.linalg.norm(quats, axis=1, keepdims=True), 1e-12)
@@ -131,7 +136,7 @@ def write_glb(path: Path, avatar: SkinnedGaussians, licences: Mapping[str, str] 
     primitive = {"attributes": attributes, "mode": 0, "extensions": {SPLATTING: description}}
     document.json["extensionsUsed"] = [SPLATTING]
     document.add_skinned_mesh(primitive, avatar.rig, avatar.animations)
-    path.write_bytes(document.to_bytes())
+    return document.to_bytes()
 
 
 class Document:
