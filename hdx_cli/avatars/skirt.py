@@ -29,9 +29,10 @@ FEW = 30  # Gaussians of that leg, fewer of which tell no colour
 # In the photo: what of the gap between the legs is filled in a row of a skirt, how many centimetres of such rows make one,
 # above which it begins to be round, and how deep it is for its width.
 FILLED, SHORTEST_M, FLARE_M, DEEP = 0.9, 0.06, 0.2, 0.6
-# Spacing of the far side's discs, the outermost of the photo's columns that lends colour, and the share from which a row
-# has a far side of its own.
-SHELL_M, EDGE, ROUND_ENOUGH = 0.007, 0.96, 0.5
+HOLDS = 0.9  # of those rows hold both bare legs
+# Spacing of the far side's discs, the outermost of the photo's columns that lends colour, and from what share
+# and half width on a row has a far side of its own.
+SHELL_M, EDGE, ROUND_ENOUGH, NARROWEST_M = 0.007, 0.96, 0.5, 0.02
 
 
 def skirted(
@@ -181,7 +182,8 @@ def bell_of(
 ) -> Bell | None:
     """The skirt that a matte shows round the legs of a bare body ``vertices`` (world, metres), or None.
 
-    It fills the gap between the legs from the crotch downwards without a break and ends at once.
+    It fills the gap between the legs from the crotch downwards without a break, holds both legs, and ends at once. Where
+    the frame cuts the legs off nothing is known of it.
     """
     on_legs = np.isin(model.parts, LEGS)
     if not on_legs.any():
@@ -218,6 +220,10 @@ def bell_of(
         outside = np.flatnonzero(~inside[row])
         left[index] = outside[outside < middle].max(initial=-1) + 1
         right[index] = outside[outside > middle].min(initial=alpha.shape[1])
+    held = [left[row - first] <= columns[0] + patient and right[row - first] >= columns[-1] + 1 - patient
+            for row in range(crotch, hem) if len(columns := np.flatnonzero(legs[row]))]  # fmt: skip
+    if np.mean(held) < HOLDS or rows[-1] >= len(alpha) - 1 or hem >= len(alpha) - 1:
+        return None
     pixels, _ = project(vertices[on_legs], camera)
     axis = np.array([_mean_near(depths[on_legs], pixels[:, 1], row, 0.03 / pixel_m) for row in range(first, hem)])
     axis = np.where(np.isnan(axis), np.nanmean(axis), axis)
@@ -257,9 +263,9 @@ def bell_back(
     pixel_m = float(np.median(bell.depth)) / camera.Ks[0, 0, 0].item()
     parts: list[np.ndarray] = []
     for index in range(0, len(bell.left), max(1, round(SHELL_M / pixel_m))):
-        if bell.share[index] < ROUND_ENOUGH:
-            continue
         half_m = 0.5 * (bell.right[index] - bell.left[index]) * pixel_m
+        if bell.share[index] < ROUND_ENOUGH or half_m < NARROWEST_M:
+            continue
         count = max(8, round(np.pi * (half_m + bell.half_depth[index]) / SHELL_M))
         angles = np.arange(count) * (2 * np.pi / count)
         angles = angles[np.cos(angles) < 0.5]
