@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hdx_cli.avatars.avatar_file import write_avatar
-from hdx_cli.avatars.turntable import straight
+from hdx_cli.avatars.turntable import samples_per_pixel, straight
 from hdx_cli.bodies import anny
 from hdx_cli.bodies.base import Body, BodyFit, BodyPose
 from hdx_cli.camera import Cameras, look_at, orbit_of
@@ -39,7 +39,8 @@ def set_of_people(tmp_path_factory, rigged_avatar) -> tuple[Path, Path]:
     cameras = orbit_of(camera, 6)
     (root / "people").mkdir()
     with torch.no_grad():  # view by view, not through the code that is tested
-        made = [rasterize(avatar.gaussians(), cameras[view], background=torch.ones(3)) for view in range(6)]
+        look = {"background": torch.ones(3), "supersample": samples_per_pixel(96)}
+        made = [rasterize(avatar.gaussians(), cameras[view], **look) for view in range(6)]
     pictures = straight(torch.cat([one.rgb for one in made]), torch.cat([one.alpha for one in made]))
     save_views(root / "people" / "anna", cameras, pictures, Silent())
     run = root / "runs" / "anna"
