@@ -35,6 +35,7 @@ RESTORED_HEIGHT = Sizes.rows  # of the views that are restored, unless the netwo
 RESTORERS = ("none", "completion", "humanfixer")
 DEFAULT_RESTORER, DEFAULT_ROUNDS = "humanfixer", 1  # the best by measure on validation people
 DEFAULT_BACKBONE = "explicit"
+BUNDLED = "bundled"  # the weights that come with hdx, by which other ones are taken back
 # by size: the option that caps it
 CAPS = {"gaussians": "most_gaussians", "side_px": "side_px", "rows": "rows"}
 KINDS = {"int": int, "float": (int, float), "str": str}  # of options, as run.json keeps them
@@ -46,7 +47,7 @@ class Options:
     """What a person can ask of the stages up to the refined avatar; None leaves the choice to the stage.
 
     ``mask`` and ``smplx_params`` are names inside the run folder, ``smplx_use`` is start or final. ``weights`` (a name of
-    ``hdx weights list`` or a folder), ``identity`` and ``face_pack`` take the place of the bundled restorer's own.
+    ``hdx weights list``, a folder, or ``BUNDLED``), ``identity`` and ``face_pack`` take the place of the bundled restorer's own.
     ``most_gaussians``, ``side_px`` and ``rows`` are sizes (``limits.Sizes``)
     that the avatar must not exceed, set where memory does not reach for more.
     """
@@ -343,7 +344,7 @@ def require_restorer(options: Options = Options()) -> Path:
     Raises:
         WeightsError: the weights are not there, or not as they were fetched.
     """
-    if options.weights is not None:
+    if options.weights not in (None, BUNDLED):
         from .weights_store import cache_folder, require
 
         place = Path(options.weights)
@@ -386,7 +387,8 @@ def _restore(
     coarse = run.path / "coarse"
     lower = options.capped.lower_than(options.sizes)
     rows = {"rows": lower["rows"]} if "rows" in lower else {}
-    origin = {name: getattr(options, name) for name in ("weights", "identity", "face_pack") if getattr(options, name)}
+    origin = {name: getattr(options, name) for name in ("weights", "identity", "face_pack")}
+    origin = {name: value for name, value in origin.items() if value not in (None, BUNDLED)}
 
     def write(folder: Path) -> dict[str, Any]:
         from .avatars.avatar_file import read_avatar
@@ -510,7 +512,7 @@ def _told(run: RunFolder, product: str, made: Made, progress: Progress) -> Made:
 
 def restorer_of(options: Options = Options(), device: str = "cpu", offload: bool = False) -> Restorer:
     place = require_restorer(options)
-    if options.weights or options.identity or device != "cpu":
+    if options.weights not in (None, BUNDLED) or options.identity or device != "cpu":
         from .humanfixer.checkpoint import load_restorer
 
         pack = None if options.face_pack is None else Path(options.face_pack)

@@ -295,3 +295,14 @@ def test_options_of_another_type_are_refused_by_name(tmp_path: Path, photo: Path
             Options.remembered(run)
         run.remember({"gaussians": 5000, "height_m": 2, "restorer": "none"})
         assert Options.remembered(run).gaussians == 5000
+
+
+def test_other_weights_are_looked_for_before_anything_is_remembered(tmp_path: Path, photo: Path) -> None:
+    from hdx_cli import stages
+    from hdx_cli.errors import WeightsError
+
+    with pytest.raises(WeightsError):
+        stages.require_restorer(stages.Options(weights="nobody/nothing"))
+    (tmp_path / "mine").mkdir()
+    assert stages.require_restorer(stages.Options(weights=str(tmp_path / "mine"))) == tmp_path / "mine"
+    assert stages.require_restorer(stages.Options(weights="bundled")) == stages.require_restorer() == stages.WEIGHTS

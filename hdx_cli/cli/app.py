@@ -193,6 +193,7 @@ def restore(
         own = _restorer_of(weights, identity, face_pack, accept_license)
         with RunFolder.open(run, force=force) as folder:
             chosen = stages.Options.remembered(folder, seed=seed, **own)
+            stages.require_restorer(chosen)  # before anything is remembered
             if dry_run:
                 _print_costs(chosen, where, console)
                 return

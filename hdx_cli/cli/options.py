@@ -122,7 +122,9 @@ Rounds = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        "--weights", help="Restore with these: a name of `hdx weights list`, or a folder.", metavar="NAME|FOLDER"
+        "--weights",
+        help="Restore with these: a name of `hdx weights list`, a folder, or bundled.",
+        metavar="NAME|FOLDER",
     ),
 ]
 IDENTITIES = ("face", "clip", "clip+face", "none")
