@@ -6,13 +6,13 @@ The verbs of the command line can be imported from here: ``from hdx_cli import c
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
-    # importing the package alone must load nothing
-    from importlib import import_module
+VERBS = ("check", "create", "fit_coarse", "restore", "refine", "render", "animate", "export_files")
 
-    if name.startswith("_"):
-        raise AttributeError(name)
-    api = import_module(".api", __name__)
-    if name in api.VERBS:
-        return getattr(api, name)
+
+def __getattr__(name: str):
+    # importing the package alone must load nothing, nor must looking for a module in it
+    if name in VERBS:
+        from importlib import import_module
+
+        return getattr(import_module(".api", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

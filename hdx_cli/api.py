@@ -20,8 +20,6 @@ from .errors import UsageError
 from .progress import Progress, Silent
 from .run_folder import RunFolder
 
-VERBS = ("check", "create", "fit_coarse", "restore", "refine", "render", "animate", "export_files")
-
 
 def check(photo: str | Path, **options: Any) -> dict[str, Any]:
     """Whether a photo is suitable, and why not.

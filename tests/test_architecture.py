@@ -83,6 +83,24 @@ def test_import_direction(path: Path) -> None:
         assert not others & COMMAND_LINE_LIBRARIES, name
 
 
+@pytest.mark.parametrize("module", ["stages", "outputs", "limits", "batch.core", "evaluation.suite"])
+def test_a_module_can_be_imported_first(module: str) -> None:
+    """The package lends the verbs of ``api``, which imports nearly all; that must not get in the way."""
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", f"import hdx_cli.{module}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_verbs_are_those_of_the_api() -> None:
+    import hdx_cli
+
+    for verb in hdx_cli.VERBS:
+        assert getattr(hdx_cli, verb).__module__ == "hdx_cli.api"
+    with pytest.raises(AttributeError):
+        hdx_cli.nothing
+
+
 def test_run_folder_knows_no_torch() -> None:
     """It is what a person's scripts read; it must work where nothing heavy is installed."""
     outside = {module.split(".")[0] for module in imports_of(PACKAGE / "run_folder.py")} - {"hdx_cli"}
