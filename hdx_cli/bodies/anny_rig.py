@@ -13,18 +13,21 @@ from .anny import AnnyBody
 from .kinematics import RiggedPoints
 from .rig import (
     BODY_DIRECTIONS,
-    DIRECTION_NAMES,
     DIRECTIONS,
     FACE_POINTS,
     LANDMARKS,
+    SIDES,
     Calibration,
     FitRig,
     Lifting,
-    Limb,
+    limbs_of,
 )  # fmt: skip
 
 CALIBRATION = Path(__file__).with_name("anny_calibration.json")
-SIDES = {"left": "L", "right": "R"}
+LIMBS = {
+    "arm": ("upperarm01.{s}", "lowerarm01.{s}", "wrist.{s}"),
+    "leg": ("upperleg01.{s}", "lowerleg01.{s}", "foot.{s}"),
+}
 
 
 def landmark_bases() -> list[tuple[str, str]]:
@@ -119,7 +122,7 @@ def anny_rig(
         shape_limits=np.array([(0.0, 1.0)] * len(phenotypes) + [(-1.0, 1.0)] * local),
         landmarks=_landmarks(model, offsets),
         centre_of_mass=_regressed(model, ["centre_of_mass"]),
-        limbs=_limbs(model, names, basis),
+        limbs=limbs_of(model.joint_names, model.rest(model.default_shape).joints.astype(float), LIMBS, names, basis),
         calibration=calibration,
         vertex_points=lambda indices: skinned_vertices(model, indices),
         top_and_sole=_top_and_sole(model),
@@ -183,30 +186,6 @@ def _top_and_sole(model: AnnyBody) -> RiggedPoints:
     left = rest[:, 0] > 0
     lowest = [np.where(side, rest[:, 1], np.inf).argmin() for side in (left, ~left)]
     return skinned_vertices(model, np.array([rest[:, 1].argmax(), *lowest]))
-
-
-def _limbs(model: AnnyBody, names: tuple[str, ...], basis: Float[np.ndarray, "J 3 D"]) -> tuple[Limb, ...]:
-    joints = dict(zip(model.joint_names, model.rest(model.default_shape).joints.astype(float), strict=True))
-    limbs = []
-    for side, s in SIDES.items():
-        for limb, ball, hinge, bones in (
-            ("arm", "shoulder", "elbow", ("upperarm01", "lowerarm01", "wrist")),
-            ("leg", "hip", "knee", ("upperleg01", "lowerleg01", "foot")),
-        ):
-            start, middle, end = (joints[f"{bone}.{s}"] for bone in bones)
-            hinge_index = names.index(f"{side}_{hinge}")
-            limbs.append(
-                Limb(
-                    upper=DIRECTION_NAMES.index(f"{side}_upper_{limb}"),
-                    lower=DIRECTION_NAMES.index(f"{side}_lower_{limb}"),
-                    ball=names.index(f"{side}_{ball}_x"),
-                    hinge=hinge_index,
-                    upper_rest=(middle - start) / np.linalg.norm(middle - start),
-                    lower_rest=(end - middle) / np.linalg.norm(end - middle),
-                    axis=basis[model.joint_names.index(f"{bones[1]}.{s}"), :, hinge_index],
-                )
-            )
-    return tuple(limbs)
 
 
 def _pose_parameters(model: AnnyBody):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,6 +139,9 @@ class Calibration:
 Lifting = Callable[[Observation, float, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
+SIDES = {"left": "L", "right": "R"}
+
+
 @dataclass(frozen=True)
 class Limb:
     """Two bones with a ball joint above and a hinge between them.
@@ -156,6 +159,40 @@ class Limb:
     upper_rest: Float[np.ndarray, "3"]
     lower_rest: Float[np.ndarray, "3"]
     axis: Float[np.ndarray, "3"]
+
+
+def limbs_of(
+    joint_names: tuple[str, ...],
+    joints: Float[np.ndarray, "J 3"],
+    bones: Mapping[str, tuple[str, str, str]],
+    names: tuple[str, ...],
+    basis: Float[np.ndarray, "J 3 D"],
+) -> tuple[Limb, ...]:
+    """Both arms and legs of a rest body.
+
+    Args:
+        joint_names, joints: of the model, metres; bones: the names of an ``arm``'s and a ``leg``'s three joints, with
+            ``{side}`` (left, right) or ``{s}`` (L, R) in them.
+        names, basis: of the pose parameters.
+    """
+    limbs = []
+    for side, s in SIDES.items():
+        for limb, ball, hinge in (("arm", "shoulder", "elbow"), ("leg", "hip", "knee")):
+            start, middle, end = (joint_names.index(bone.format(side=side, s=s)) for bone in bones[limb])
+            upper, lower = joints[middle] - joints[start], joints[end] - joints[middle]
+            column = names.index(f"{side}_{hinge}")
+            limbs.append(
+                Limb(
+                    upper=DIRECTION_NAMES.index(f"{side}_upper_{limb}"),
+                    lower=DIRECTION_NAMES.index(f"{side}_lower_{limb}"),
+                    ball=names.index(f"{side}_{ball}_x"),
+                    hinge=column,
+                    upper_rest=upper / np.linalg.norm(upper),
+                    lower_rest=lower / np.linalg.norm(lower),
+                    axis=basis[middle, :, column],
+                )
+            )
+    return tuple(limbs)
 
 
 @dataclass(frozen=True)

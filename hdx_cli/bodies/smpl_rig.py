@@ -20,10 +20,13 @@ from . import anny
 from .anny_rig import CALIBRATION, anny_rig, load_calibration, load_lifting, uncalibrated
 from .base import PARTS, joint_transforms, skin
 from .kinematics import RiggedPoints, pose_skeleton, posed_points
-from .rig import DIRECTION_NAMES, LANDMARKS, FitRig, Limb
+from .rig import LANDMARKS, SIDES, FitRig, limbs_of
 from .smpl_body import FINGERS, FITTED_SHAPES, SmplBody
 
-SIDES = {"left": "L", "right": "R"}
+LIMBS = {
+    "arm": ("{side}_shoulder", "{side}_elbow", "{side}_wrist"),
+    "leg": ("{side}_hip", "{side}_knee", "{side}_ankle"),
+}
 SHAPE_LIMIT = 3.0  # betas are in standard deviations of people
 # Anny's bones for the joints of the family that lie at the same place
 _SAME = {
@@ -57,7 +60,7 @@ def smpl_rig(model: SmplBody, lifting: bool = True, shapes: int = FITTED_SHAPES)
         shape_limits=np.tile([-SHAPE_LIMIT, SHAPE_LIMIT], (shapes, 1)),
         landmarks=_landmarks(model, shapes),
         centre_of_mass=_centre_of_mass(model, shapes),
-        limbs=_limbs(model, names, basis),
+        limbs=limbs_of(model.joint_names, model.joints.astype(float), LIMBS, names, basis),
         calibration=calibration,
         vertex_points=lambda indices: _skinned(model, indices, shapes),
         top_and_sole=_top_and_sole(model, shapes),
@@ -301,29 +304,6 @@ def _centre_of_mass(model: SmplBody, shapes: int) -> RiggedPoints:
 
 
 # how the joints move
-
-
-def _limbs(model: SmplBody, names: tuple[str, ...], basis: Float[np.ndarray, "J 3 D"]) -> tuple[Limb, ...]:
-    at, limbs = _named(model), []
-    for side in SIDES:
-        for limb, ball, hinge, bones in (
-            ("arm", "shoulder", "elbow", ("shoulder", "elbow", "wrist")),
-            ("leg", "hip", "knee", ("hip", "knee", "ankle")),
-        ):
-            start, middle, end = (at[f"{side}_{bone}"] for bone in bones)
-            column = names.index(f"{side}_{hinge}")
-            limbs.append(
-                Limb(
-                    upper=DIRECTION_NAMES.index(f"{side}_upper_{limb}"),
-                    lower=DIRECTION_NAMES.index(f"{side}_lower_{limb}"),
-                    ball=names.index(f"{side}_{ball}_x"),
-                    hinge=column,
-                    upper_rest=_unit(middle - start),
-                    lower_rest=_unit(end - middle),
-                    axis=basis[model.joint_names.index(f"{side}_{hinge}"), :, column],
-                )
-            )
-    return tuple(limbs)
 
 
 def _pose_parameters(model: SmplBody):

@@ -193,9 +193,9 @@ def restore(
         own = _restorer_of(weights, identity, face_pack, accept_license)
         with RunFolder.open(run, force=force) as folder:
             chosen = stages.Options.remembered(folder, seed=seed, **own)
-            stages.require_restorer(chosen)  # before anything is remembered
+            place = stages.require_restorer(chosen)  # before anything is remembered
             if dry_run:
-                _print_costs(chosen, where, console)
+                _print_costs(place, chosen.identity, where, console)
                 return
             chosen = stages.within(folder, chosen, console, budget)
             folder.remember({name: value for name, value in vars(chosen).items() if value is not None}, chosen.seed)
@@ -298,12 +298,11 @@ def _restorer_of(
     }
 
 
-def _print_costs(chosen: Any, device: str, console: Console) -> None:
+def _print_costs(weights: Path, identity: str | None, device: str, console: Console) -> None:
     from ..humanfixer.checkpoint import read_plan
     from ..humanfixer.costs import estimate
-    from ..stages import require_restorer
 
-    plan = read_plan(require_restorer(chosen), chosen.identity)
+    plan = read_plan(weights, identity)
     for note in plan.notes:
         console.warn("W_WEIGHTS", note)
     cost = estimate(plan, device=device)
