@@ -173,6 +173,18 @@ def test_a_body_beside_the_person_is_told():
         surface.lift(buffer, np.ones((6, 6)))
 
 
+@pytest.mark.parametrize("step_m, ramp", [(0.3, False), (0.08, True)])
+def test_what_joins_two_limbs_in_the_photo_alone_is_no_ramp_between_them(step_m: float, ramp: bool) -> None:
+    depth = np.full((6, 20), np.inf)
+    depth[:, :6], depth[:, 14:] = 3.0, 3.0 - step_m  # a sleeve, and a hand before it; what lies between is on neither
+    face = np.where(np.isfinite(depth), 0, -1)
+    sheet = surface.lift(surface.DepthBuffer(depth, face, np.zeros((6, 20, 2))), np.ones((6, 20)))
+    to_either = np.minimum(np.abs(sheet.depth - 3.0), np.abs(sheet.depth - (3.0 - step_m)))
+    assert (to_either.max() > 0.3 * step_m) == ramp  # a hem goes on smoothly to the next fold
+    if not ramp:
+        np.testing.assert_allclose(to_either, 0, atol=1e-4)
+
+
 def test_chains_in_the_air_go_and_cloth_and_bags_stay() -> None:
     rng = np.random.default_rng(0)
     legs = [

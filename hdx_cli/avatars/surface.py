@@ -21,6 +21,7 @@ STEEPEST = (
 )
 JUMP_M = 0.04  # neighbouring pixels further apart in depth belong to different limbs
 FLATNESS = 0.25  # thickness of a Gaussian in pixel sizes
+LIMBS_APART_M = 0.12  # what rides on surfaces this far apart in depth hangs together with neither: no ramp between them
 GRAZING_COSINE = 0.35  # the sheet has gaps where the surface turns further from the camera than this
 RIM = 1.8  # standard deviations of a disc that end at the matte's edge
 OVERHANG_M = 0.035  # the clothed body may miss the matte's edge by this much, at a jacket's hem for one
@@ -71,7 +72,8 @@ class Sheet:
 
 def lift(buffer: DepthBuffer, alpha: Float[np.ndarray, "H W"]) -> Sheet:
     """Depth for every pixel of the matte: the clothed body's where it covers the pixel, and its harmonic continuation
-    (Laplace's equation, free at the matte's edge) over what sticks out: hems, hair, bags, hats.
+    (Laplace's equation, free at the matte's edge) over what sticks out: hems, hair, bags, hats. What is nearest to a
+    limb in front continues that one, and not the trunk behind it too.
 
     Raises:
         InputRejected: the body covers nothing of the matte.
@@ -106,12 +108,14 @@ def _continue_harmonically(depth: np.ndarray, inside: np.ndarray, guess: np.ndar
     number[unknown] = np.arange(count)
     rows, columns, values, right = [], [], [], np.zeros(count)
     degree = np.zeros(count)
+    near = np.where(np.isnan(depth), guess, depth)
     for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):
         y, x = np.nonzero(unknown)
         ny, nx = np.clip(y + dy, 0, depth.shape[0] - 1), np.clip(x + dx, 0, depth.shape[1] - 1)
         me, neighbour = number[y, x], number[ny, nx]
-        free = neighbour >= 0
-        known = inside[ny, nx] & (neighbour < 0)
+        together = np.abs(near[y, x] - near[ny, nx]) < LIMBS_APART_M
+        free = (neighbour >= 0) & together
+        known = inside[ny, nx] & (neighbour < 0) & together
         np.add.at(degree, me[free | known], 1.0)
         rows.append(me[free])
         columns.append(neighbour[free])

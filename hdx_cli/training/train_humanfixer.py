@@ -243,7 +243,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=1, help="people per step")
     p.add_argument("--frames-2d", type=int, default=0, help="views per person without temporal layers; 0: all, with")
     p.add_argument("--size", choices=SIZES, default="small")
-    p.add_argument("--variant", choices=VARIANTS, default="cyclic_mask")
+    p.add_argument("--variant", choices=VARIANTS, help="cyclic_mask, or with --resume what was resumed")
     p.add_argument("--identity", choices=IDENTITIES, default="face")
     p.add_argument("--base-blur", type=float, default=1.0, help="pixels at 192 rows")
     p.add_argument("--sigma-start", type=float, default=80.0)
@@ -273,11 +273,13 @@ def begin(arguments: argparse.Namespace) -> tuple[HumanFixer, dict, dict[str, Te
     """The network as it was left, or a new one, with notes on its training and the tensors of its state."""
     if arguments.resume:
         config, notes, tensors = load_state(arguments.resume)
-        model = HumanFixer(replace(config, height=arguments.height, sigma_start=arguments.sigma_start))
+        variant = arguments.variant or config.variant  # the 2D stage is the same for all of them
+        config = replace(config, height=arguments.height, sigma_start=arguments.sigma_start, variant=variant)
+        model = HumanFixer(config)
         model.load_state_dict(part_of(tensors, "model"))
         return model, notes, tensors
     config = Config(
-        unet=dict(SIZES[arguments.size]), variant=arguments.variant, identity=arguments.identity,
+        unet=dict(SIZES[arguments.size]), variant=arguments.variant or VARIANTS[-1], identity=arguments.identity,
         base_blur=arguments.base_blur, sigma_start=arguments.sigma_start, height=arguments.height,
     )  # fmt: skip
     return HumanFixer(config), {"step": 0, "stages": []}, {}

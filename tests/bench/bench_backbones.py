@@ -7,7 +7,12 @@ focal length is known, mask, landmarks and body are estimated; views 1-17 are sc
 person and backbone is a process of its own, so that time and peak memory are its own. What was found in a photo is kept
 in OUT/NNN (``--seen OLD`` takes it from OLD/NNN/observation and body.npz where that exists), every result as
 OUT/NNN/BACKBONE.json: an interrupted run goes on, and pairs that are done are only read. OUT/table.txt is printed,
-OUT/NNN/BACKBONE.png shows views 0, 2, 5, 9 and 13 of the truth, the coarse and the refined avatar.
+OUT/NNN/BACKBONE.png shows views 0, 2, 5, 9 and 13 of the truth and of the three avatars:
+
+- bare: the backbone fitted to the photo with nothing that was trained by this project, the coarse avatar of the paper:
+  body from the detector's landmarks alone, unseen colours by rules
+- coarse: what ``hdx fit-coarse`` makes, with the lifting and the completion network
+- refined: after restoring and refining
 """
 
 from __future__ import annotations
@@ -32,13 +37,13 @@ from bench_avatar import load
 from PIL import Image
 
 from hdx_cli import stages
-from hdx_cli.avatars import backbones
+from hdx_cli.avatars import backbones, explicit
 from hdx_cli.avatars import refine as refining
 from hdx_cli.avatars.base import Avatar
 from hdx_cli.avatars.turntable import closed_in, samples_per_pixel
 from hdx_cli.bodies import anny
-from hdx_cli.bodies.base import posed_vertices
-from hdx_cli.bodies.fit import fit_body
+from hdx_cli.bodies.base import BodyFit, posed_vertices
+from hdx_cli.bodies.fit import BodyPriors, fit_body, fit_rig, rig_of
 from hdx_cli.camera import Cameras, orbit_of
 from hdx_cli.humanfixer.checkpoint import load_weights
 from hdx_cli.humanfixer.restorer import Restorer
@@ -56,6 +61,7 @@ from hdx_cli.training.evaluate import (
 )
 
 SHOWN = (0, 2, 5, 9, 13)
+STEPS = ("bare", "coarse", "refined")
 SCORES = ("psnr_union_db", "psnr_full_db", "ssim", "iou", "sharpness")
 
 
@@ -105,8 +111,8 @@ def measure(person: Path, name: str, out: Path, height: int, profile: str) -> No
     folder, model = out / person.name, anny.load()
     images, truth = load(person)
     observation, fit = load_observation(folder / "observation"), load_body_fit(folder / "body.npz")
-    centre = torch.from_numpy(posed_vertices(model, fit.body, fit.pose).mean(0)).float()
-    cameras = true_cameras_in_avatar_world(truth, fit.camera, torch.tensor([0.0, float(centre[1]), 0.0]), centre)
+    bare_rig = replace(rig_of(model), lifting=None)
+    bare_fit = fit_rig(bare_rig, observation, BodyPriors(), focal_px=float(truth.Ks[0, 0, 0]))[0]
     row: dict = {
         "person": person.name,
         "backbone": name,
@@ -118,13 +124,20 @@ def measure(person: Path, name: str, out: Path, height: int, profile: str) -> No
     def timed(what: str, since: tuple[float, float]) -> None:
         row[f"{what}_cpu_s"], row[f"{what}_s"] = time.process_time() - since[0], time.perf_counter() - since[1]
 
-    def keep(what: str, avatar: Avatar) -> np.ndarray:
+    def keep(what: str, avatar: Avatar, fit: BodyFit) -> np.ndarray:
         (folder / name / what).mkdir(parents=True, exist_ok=True)
         backbones.write(folder / name / what, avatar)
         row[f"{what}_mb"] = sum(path.stat().st_size for path in (folder / name / what).iterdir()) / 1e6
+        centre = torch.from_numpy(posed_vertices(model, fit.body, fit.pose).mean(0)).float()
+        cameras = true_cameras_in_avatar_world(truth, fit.camera, torch.tensor([0.0, float(centre[1]), 0.0]), centre)
         row[what], strip = scored(avatar, cameras, images, height)
         row[f"{what}_front_db"] = avatar.scores["front_psnr_db"]
         return strip
+
+    started = time.process_time(), time.perf_counter()
+    rules = explicit.Settings(completion=False)
+    bare = backbones.fit_coarse(name, observation, bare_fit, model, rules, profile=profile)
+    timed("bare", started)
 
     started = time.process_time(), time.perf_counter()
     coarse = backbones.fit_coarse(name, observation, fit, model, profile=profile)
@@ -151,16 +164,15 @@ def measure(person: Path, name: str, out: Path, height: int, profile: str) -> No
     row["peak_mb"] = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     )  # before scoring, which is not the user's
-    strips = [keep("coarse", coarse), keep("refined", refined)]
-    sheet = np.concatenate([strips[0][0], strips[0][1], strips[1][1]])
+    strips = [keep("bare", bare, bare_fit), keep("coarse", coarse, fit), keep("refined", refined, fit)]
+    sheet = np.concatenate([strips[0][0], *(strip[1] for strip in strips)])
     Image.fromarray((sheet.clip(0, 1) * 255).astype(np.uint8)).save(folder / f"{name}.png")
     partial = folder / f"{name}.json.part"
     partial.write_text(json.dumps(row) + "\n", encoding="utf-8")
     os.replace(partial, folder / f"{name}.json")
-    gain = row["refined"]["all"]["psnr_union_db"] - row["coarse"]["all"]["psnr_union_db"]
+    union = [row[what]["all"]["psnr_union_db"] for what in STEPS]
     print(
-        f"{person.name} {name}: union {row['coarse']['all']['psnr_union_db']:.2f} -> "
-        f"{row['refined']['all']['psnr_union_db']:.2f} dB ({gain:+.2f}), "
+        f"{person.name} {name}: union {union[0]:.2f} bare, {union[1]:.2f} coarse, {union[2]:.2f} dB refined, "
         f"CPU s {row['coarse_cpu_s']:.0f} + {row['restore_cpu_s']:.0f} + {row['refine_cpu_s']:.0f}, "
         f"peak {row['peak_mb']:.0f} MB",
         flush=True,
@@ -178,11 +190,11 @@ def table(people: list[str], names: list[str], out: Path) -> str:
         f"{len(common)} people, views 1-17: mean of views, then of people",
         f"{'':32}{'union dB':>10}{'full dB':>9}{'SSIM':>8}{'IoU':>8}{'sharp':>8}"
         f"{'front':>8}{'side':>8}{'back':>8}{'photo dB':>10}"
-        f"{'CPU s':>8}{'peak MB':>9}{'file MB':>9}{'Gaussians':>11}  refined over coarse, union dB [95 %]",
+        f"{'CPU s':>8}{'peak MB':>9}{'file MB':>9}{'Gaussians':>11}  union dB over bare, over coarse [95 %]",
     ]
     for name in names:
         of = [rows[person, name] for person in common]
-        for what in ("coarse", "refined"):
+        for step, what in enumerate(STEPS):
             line = f"{name + ' ' + what:32}" + "".join(
                 f"{np.mean([row[what]['all'][score] for row in of]):{spec}}"
                 for score, spec in zip(SCORES, ("10.2f", "9.2f", "8.3f", "8.3f", "8.2f"), strict=True)
@@ -191,21 +203,19 @@ def table(people: list[str], names: list[str], out: Path) -> str:
                 f"{np.mean([row[what][side]['psnr_union_db'] for row in of]):8.2f}"
                 for side in ("front", "side", "back")
             )
-            seconds = [
-                row["coarse_cpu_s"] if what == "coarse" else row["restore_cpu_s"] + row["refine_cpu_s"] for row in of
-            ]
+            seconds = [row["restore_cpu_s"] + row["refine_cpu_s"] if step == 2 else row[what + "_cpu_s"] for row in of]
             line += f"{np.mean([row[what + '_front_db'] for row in of]):10.1f}{np.mean(seconds):8.0f}"
             line += f"{np.max([row['peak_mb'] for row in of]):9.0f}{np.mean([row[what + '_mb'] for row in of]):9.1f}"
-            line += f"{np.mean([row['gaussians'] for row in of]):11.0f}"
-            if what == "refined":
+            line += f"{np.mean([row['gaussians'] for row in of]):11.0f}  "
+            for before in STEPS[:step]:
                 gains = np.array(
-                    [row["refined"]["all"]["psnr_union_db"] - row["coarse"]["all"]["psnr_union_db"] for row in of]
+                    [row[what]["all"]["psnr_union_db"] - row[before]["all"]["psnr_union_db"] for row in of]
                 )
                 low, high = bootstrap_interval(gains)
-                kept = sum(bool(row["rounds"][0]["kept"]) for row in of)
-                line += f"  {gains.mean():+.2f} [{low:+.2f} {high:+.2f}], {(gains > 0).sum()}/{len(gains)} better"
-                line += f", {kept} kept"
-            lines.append(line)
+                line += f"{gains.mean():+.2f} [{low:+.2f} {high:+.2f}] {(gains > 0).sum()}/{len(gains)}  "
+            if what == "refined":
+                line += f"{sum(bool(row['rounds'][0]['kept']) for row in of)} kept"
+            lines.append(line.rstrip())
     return "\n".join(lines)
 
 
