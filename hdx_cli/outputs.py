@@ -332,7 +332,9 @@ def _write_mesh(path: Path, avatar: Avatar, how: Export, title: str) -> None:
     vertices = clothed(model.rest(avatar.body.shape).vertices, model.faces, avatar.canonical, avatar.visibility)
     mesh = SkinnedMesh(vertices, model.faces, *strongest(model.weights), model.uv, model.uv_faces)
     texture = baked_texture(mesh, avatar.canonical, avatar.visibility)
-    write_mesh_glb(path, mesh, skinned.rig, skinned.animations, texture=texture, licences=licences_of(avatar.body.model))
+    write_mesh_glb(
+        path, mesh, skinned.rig, skinned.animations, texture=texture, licences=licences_of(avatar.body.model)
+    )
 
 
 def _write_page(path: Path, avatar: Avatar, how: Export, title: str) -> None:

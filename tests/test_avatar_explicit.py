@@ -94,6 +94,16 @@ def test_the_far_side_of_a_head_is_hair_and_not_a_face():
     np.testing.assert_allclose(painted, np.tile(dark, (3, 1)), atol=1e-9)
 
 
+def test_beyond_a_garment_lies_its_mirror_image_at_the_same_height():
+    lent = np.zeros((4, 12), bool)
+    lent[:3, 4:8] = True
+    row, column = np.array([1, 1, 1, 1, 3, 0]), np.array([5, 3, 9, 11, 6, 0])
+    y, x = unseen.mirrored_into(lent, row, column)
+    # itself; 4 + 1; 7 - 2; 7 - 4 is outside, 7 - 2 is not; straight below: the edge; 4 + 4 is outside, 4 + 2 is not
+    np.testing.assert_array_equal(x, [5, 5, 5, 5, 6, 6])
+    np.testing.assert_array_equal(y, [1, 1, 1, 1, 2, 0])
+
+
 def test_see_through_copies_what_lies_in_front_and_never_another_limb():
     limb = np.full((40, 40), PARTS.index("torso"))
     limb[:, 15:25] = PARTS.index("lower_arm")

@@ -71,10 +71,10 @@ def test_version(tmp_path: Path) -> None:
 
 
 def test_choices_are_those_of_the_modules_they_are_for() -> None:
+    from hdx_cli.avatars import backbones
     from hdx_cli.bodies.fit import BUILDS, GENDERS
     from hdx_cli.cli import options
     from hdx_cli.preprocess import MATTINGS
-    from hdx_cli.avatars import backbones
     from hdx_cli.stages import RESTORERS
 
     assert set(options.MATTINGS) == set(MATTINGS) and options.RESTORERS == RESTORERS

@@ -41,6 +41,7 @@ RELATIVES = {
 PREFILTER_PX = 1.2  # the far side has a quarter of the photo's points
 EDGE_PX = 2  # colours this close to the matte's edge still carry the background's
 CORE_PX = (6, 4, 2)  # a body that fits to a hand's breadth takes some pixels of an arm for the trunk behind it
+MIRRORED = (1.0, 0.5, 0.25)  # how far into a garment its mirror image lies, in distances to its edge
 HAIR_NEIGHBOURS = 16
 RING = 0.18  # how far the flanks reach inwards, in trunk widths
 SAME_LAB = 9.0  # colours closer than this in CIE Lab are of the same cloth
@@ -74,14 +75,36 @@ def see_through(
         for lenders in (LENDERS[name], *((relative,) for relative in RELATIVES[name]), PARTS):
             lent = _core(np.isin(limb, [PARTS.index(lender) for lender in lenders]) & source)
             if lent.sum() > 30 or (lenders == PARTS and lent.any()):
-                _, labels = cv2.distanceTransformWithLabels(
-                    (~lent).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-                )
-                lookup = np.zeros((labels.max() + 1, 3))
-                lookup[labels[lent]] = smoothed(image, lent)[lent]
-                colours[mine] = lookup[labels[row[mine], column[mine]]]
+                y, x = mirrored_into(lent, row[mine], column[mine])
+                colours[mine] = smoothed(image, lent)[y, x]
                 break
     return colours
+
+
+def mirrored_into(
+    lent: np.ndarray, row: Int[np.ndarray, "P"], column: Int[np.ndarray, "P"]
+) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"]]:
+    """The pixels that lend to these: themselves in ``lent`` [H W], and else their mirror image in its edge.
+
+    So stripes and checks go on where one colour of the edge would be drawn out. A mirror image lies at the edge's
+    height, where the garment is the same; one that lies outside too is brought nearer to the edge, and at last onto it.
+    """
+    _, labels = cv2.distanceTransformWithLabels(
+        (~lent).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    nearest = np.zeros((labels.max() + 1, 2), np.int64)
+    nearest[labels[lent]] = np.argwhere(lent)
+    edge = nearest[labels[row, column]]
+    found, beyond = edge.copy(), np.stack([np.zeros_like(column), edge[:, 1] - column], axis=1)
+    waiting = np.ones(len(row), bool)
+    for share in MIRRORED:
+        there = edge + np.rint(share * beyond).astype(np.int64)
+        inside = (there >= 0).all(1) & (there < lent.shape).all(1)
+        inside[inside] = lent[there[inside, 0], there[inside, 1]]
+        inside &= waiting
+        found[inside] = there[inside]
+        waiting &= ~inside
+    return found[:, 0], found[:, 1]
 
 
 def _core(region: np.ndarray) -> np.ndarray:
