@@ -6,7 +6,9 @@ import gzip
 import importlib.util
 import io
 import json
+import resource
 import struct
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -106,3 +108,17 @@ def test_a_missing_library_says_what_to_install(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UsageError, match="gaussforge") as caught:
         write_packed(tmp_path / "a.spz", some_gaussians(3))
     assert caught.value.hint == "pip install 'hdx-cli[formats]'"
+
+
+@needs_gaussforge
+def test_a_full_temporary_folder_is_named_and_not_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))  # the system's own refusal to write on
+    try:
+        with pytest.raises(ResourceError, match=str(tmp_path / "temporary")) as told:
+            write_packed(tmp_path / "a.spz", some_gaussians())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "TMPDIR" in told.value.hint and list(tmp_path.iterdir()) == [tmp_path / "temporary"]

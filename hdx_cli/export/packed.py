@@ -45,7 +45,7 @@ def write_packed(path: Path, gaussians: Gaussians, *, format: str | None = None,
     Raises:
         UsageError: an unknown format, or gaussforge is not installed.
         NothingToDo: there are no Gaussians.
-        ResourceError: the conversion failed.
+        ResourceError: the conversion failed, or there is no room for temporary files.
     """
     format = format or path.suffix.removeprefix(".").lower()
     if format not in PACKED:
@@ -60,7 +60,12 @@ def write_packed(path: Path, gaussians: Gaussians, *, format: str | None = None,
         raise NothingToDo(f"{path}: the avatar has no Gaussians")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.ply", Path(folder) / "out"
-        write_ply(source, gaussians, up=up)
+        try:
+            write_ply(source, gaussians, up=up)
+        except OSError as error:  # else the output would be blamed
+            raise ResourceError(
+                f"{folder}: {error.strerror or error}", hint="export TMPDIR=FOLDER, one with room", code="E_DISK"
+            ) from None
         command = [sys.executable, "-c", CONVERT, str(source), str(target), format]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
