@@ -1,6 +1,6 @@
 """The paper's ablations of HumanFixer at this project's size: restored views, and the avatars refined on them.
 
-    python tests/bench/bench_ablation.py PEOPLE --runs RUNS --out OUT --weights NAME/SEED=FILE ... [--limit 8]
+    python tests/bench/bench_ablation.py PEOPLE --runs RUNS --out OUT --weights NAME/SEED=FILE[*ROUNDS] ... [--limit 8]
 
 PEOPLE is laid out as for ``bench_avatar.py``. RUNS/NNN holds a person's observation/ and coarse avatar with its
 body.npz (``--avatar``, "completion" unless told), as ``bench_refine.py --stages completion`` leaves them. Weights of
@@ -8,12 +8,13 @@ one NAME and several SEEDs are one row: scores are averaged over seeds first, in
 
 - generation: the coarse avatar's views 1-17 through the true cameras at the network's own size, restored, against the
   truth of that size; ``gap`` is by how much view 17 and view 0 differ more than neighbours do in the truth's orbit
-- reconstruction: the avatar refined once on its own restored orbit, views 1-17, 480 px high
+- reconstruction: the avatar refined on its own restored orbit, once or in as many ROUNDS, views 1-17, 480 px high
 
-A NAME that begins with "without" has no coarse views: the photo stands in the place of every one of them, in generation
-alone. Results are kept per person and weights: an interrupted run goes on. OUT/NNN.png shows views 2, 5, 9 and 13 of
-the truth, the coarse avatar and every weights' restored views; OUT/attention.png how much the frames of each (row) look
-at one another in the temporal attention of the last block (the paper's figure 4), the mean over a person's pixels.
+A NAME that begins with "without" has no coarse views: the photo stands in the place of every one of them. Such weights,
+and those of 0 ROUNDS, are only measured in generation. Results are kept per person and weights: an interrupted run goes
+on. OUT/NNN.png shows views 2, 5, 9 and 13 of the truth, the coarse avatar and every weights' restored views;
+OUT/attention.png how much the frames of each (row) look at one another in the temporal attention of the last block (the
+paper's figure 4), the mean over a person's pixels.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def generation(rgb: torch.Tensor, alpha: torch.Tensor, truth: tuple[torch.Tensor
     }
 
 
-def measure(person: Path, arguments: argparse.Namespace, weights: dict[str, Path]) -> None:
+def measure(person: Path, arguments: argparse.Namespace, weights: dict[str, tuple[Path, int]]) -> None:
     """Everything of one person, kept in OUT/NNN/*.json."""
     folder, run = arguments.out / person.name, arguments.runs / person.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,14 +143,13 @@ def measure(person: Path, arguments: argparse.Namespace, weights: dict[str, Path
     large = at_height(cameras, HEIGHT)
     rows = stages.RESTORED_HEIGHT
     around = orbit_of(closed_in(avatar.gaussians().means, fit.camera, 2 * rows // 3, rows), stages.ORBIT_VIEWS)
-    settings = refining.RefineSettings()
-    settings = replace(settings, sigmas=settings.sigmas[:1])
-    photo = refining.photo_views(fit.camera, observation.foreground, observation.alpha, settings.max_side_px)
+    every = refining.RefineSettings()
+    photo = refining.photo_views(fit.camera, observation.foreground, observation.alpha, every.max_side_px)
     for name in wanted:
         started = time.process_time()
         row: dict = {}
         if name == "coarse":
-            height = load_weights(next(iter(weights.values())), lock=None).config.height
+            height = load_weights(next(iter(weights.values()))[0], lock=None).config.height
             given = shown_to_network(avatar, observation, fit.camera, large, height, True)
             small = over_white(images, height)
             row["generation"] = generation(given[0], given[1], small)
@@ -160,16 +160,24 @@ def measure(person: Path, arguments: argparse.Namespace, weights: dict[str, Path
             strip = given[0]
             Image.fromarray(as_picture(small[0])).save(folder / "truth.png")
         else:
-            fixer = Restorer(load_weights(weights[name], lock=None))
+            file, rounds = weights[name]
+            fixer = Restorer(load_weights(file, lock=None))
             height, coarse = fixer.model.config.height, not name.startswith(WITHOUT)
             given = shown_to_network(avatar, observation, fit.camera, large, height, coarse)
             strip, alpha = fixer(*given, seed=0)
             row["generation"] = generation(strip, alpha, over_white(images, height))
             row["attention"] = attention_of(fixer, given).tolist()
-            if coarse:
-                pictures = stages.restored_pictures(fixer, avatar, observation, fit.camera, around, None, 0, Silent())
-                views = refining.restored_views(around, pictures, avatar, settings, height)
-                refined, _ = refining.refine_in_rounds(avatar, photo, lambda made, turn, v=views: v, settings)
+            if coarse and rounds:
+                settings = replace(every, sigmas=every.sigmas[:rounds])
+
+                def restored(made: Avatar, turn: int, fixer=fixer, settings=settings) -> refining.Views:
+                    sigma = None if turn == 0 else settings.sigmas[turn]
+                    pictures = stages.restored_pictures(
+                        fixer, made, observation, fit.camera, around, sigma, turn, Silent()
+                    )
+                    return refining.restored_views(around, pictures, made, settings, fixer.model.config.height)
+
+                refined, row["rounds"] = refining.refine_in_rounds(avatar, photo, restored, settings)
                 row["reconstruction"] = scored(refined, cameras, images, HEIGHT)[0]["all"]
         Image.fromarray(as_picture(strip)).save(folder / f"{name.replace('/', '_')}.png")
         partial = folder / "row.part"
@@ -197,14 +205,15 @@ def table(people: list[str], names: list[str], out: Path) -> str:
     lines = []
     for what, listed in (("generation", ["coarse", "blurred", *variants]), ("reconstruction", ["coarse", *variants])):
         lines.append(f"{what}, {len(people)} people, views 1-17")
-        lines.append(f"{'':24}{'seeds':>6}{'union dB':>10}{'of seeds':>16}{'full dB':>9}{'SSIM':>8}{'IoU':>8}{'sharp':>8}"
-                     f"{'gap dB':>8}  union dB over {variants[0]} [95 %]")  # fmt: skip
+        lines.append(f"{'':24}{'seeds':>6}{'union dB':>10}{'of seeds':>16}{'full dB':>9}{'SSIM':>8}{'IoU':>8}"
+                     f"{'sharp':>8}{'gap dB':>8}  union dB over {variants[0]} [95 %]")  # fmt: skip
         for variant in listed:
             key = ("coarse", "blurred") if variant == "blurred" else (variant, what)
-            if variant.startswith(WITHOUT) and what == "reconstruction":
+            if variant in variants and any(
+                what not in rows[people[0], name] for name in names if name.startswith(f"{variant}/")
+            ):
                 continue
             union = of(*key, "psnr_union_db")
-            seeds = [name for name in names if name.rsplit("/", 1)[0] == variant]
             each = " ".join(f"{np.mean([rows[person, seed][what]['psnr_union_db'] for person in people]):.2f}"
                             for seed in seeds)  # fmt: skip
             line = f"{variant:24}{len(seeds):6}{union.mean():10.2f}{each:>16}"
@@ -231,8 +240,8 @@ def save_pictures(people: list[str], names: list[str], out: Path) -> None:
                 for person in people]  # fmt: skip
         mean = np.mean(rows, 0)
         ends = [mean[0, 0], mean[0, -1], mean[0, 1], mean[0, 9]]
-        print(f"{name}: view 0 looks at itself {ends[0]:.3f}, at the last frame {ends[1]:.3f}, at view 1 {ends[2]:.3f}, "
-              f"at view 9 {ends[3]:.3f} (even: {1 / len(mean):.3f})")  # fmt: skip
+        print(f"{name}: view 0 looks at itself {ends[0]:.3f}, at the last frame {ends[1]:.3f}, "
+              f"at view 1 {ends[2]:.3f}, at view 9 {ends[3]:.3f} (even: {1 / len(mean):.3f})")  # fmt: skip
         picture = np.kron(mean / mean.max(), np.ones((8, 8)))
         maps.append(np.pad(picture, ((4, 160 - len(picture)), (4, 160 - len(picture)))))
     Image.fromarray((np.concatenate(maps, 1) * 255).astype(np.uint8)).save(out / "attention.png")
@@ -244,13 +253,16 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--avatar", default="completion")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--weights", nargs="+", required=True, metavar="NAME/SEED=FILE")
+    parser.add_argument("--weights", nargs="+", required=True, metavar="NAME/SEED=FILE[*ROUNDS]")
     parser.add_argument("--limit", type=int, default=8)
     parser.add_argument("--first", type=int, default=0, help="begin with this person, to share the work")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    weights = {name: Path(file) for name, file in (item.split("=", 1) for item in arguments.weights)}
+    weights: dict[str, tuple[Path, int]] = {}
+    for name, file in (item.split("=", 1) for item in arguments.weights):
+        path, _, rounds = file.partition("*")
+        weights[name] = Path(path), int(rounds or 1)
     people = sorted(path for path in arguments.people.iterdir() if (path / "cams.npz").exists())[: arguments.limit]
     for person in people[arguments.first :]:
         measure(person, arguments, weights)
