@@ -102,6 +102,9 @@ def test_beyond_a_garment_lies_its_mirror_image_at_the_same_height():
     # itself; 4 + 1; 7 - 2; 7 - 4 is outside, 7 - 2 is not; straight below: the edge; 4 + 4 is outside, 4 + 2 is not
     np.testing.assert_array_equal(x, [5, 5, 5, 5, 6, 6])
     np.testing.assert_array_equal(y, [1, 1, 1, 1, 2, 0])
+    lent[0] = False
+    y, x = unseen.mirrored_into(lent, np.array([0, 3]), np.array([5, 6]), down=True)
+    np.testing.assert_array_equal(np.stack([y, x]), [[2, 2], [5, 6]])  # a collar's edge, and a hem's
 
 
 def test_see_through_copies_what_lies_in_front_and_never_another_limb():

@@ -75,19 +75,20 @@ def see_through(
         for lenders in (LENDERS[name], *((relative,) for relative in RELATIVES[name]), PARTS):
             lent = _core(np.isin(limb, [PARTS.index(lender) for lender in lenders]) & source)
             if lent.sum() > 30 or (lenders == PARTS and lent.any()):
-                y, x = mirrored_into(lent, row[mine], column[mine])
+                y, x = mirrored_into(lent, row[mine], column[mine], down=name == "torso")
                 colours[mine] = smoothed(image, lent)[y, x]
                 break
     return colours
 
 
 def mirrored_into(
-    lent: np.ndarray, row: Int[np.ndarray, "P"], column: Int[np.ndarray, "P"]
+    lent: np.ndarray, row: Int[np.ndarray, "P"], column: Int[np.ndarray, "P"], down: bool = False
 ) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"]]:
     """The pixels that lend to these: themselves in ``lent`` [H W], and else their mirror image in its edge.
 
     So stripes and checks go on where one colour of the edge would be drawn out. A mirror image lies at the edge's
     height, where the garment is the same; one that lies outside too is brought nearer to the edge, and at last onto it.
+    ``down``: what lies above the edge is mirrored down as well, as a collar's edge wants it.
     """
     _, labels = cv2.distanceTransformWithLabels(
         (~lent).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
@@ -95,7 +96,8 @@ def mirrored_into(
     nearest = np.zeros((labels.max() + 1, 2), np.int64)
     nearest[labels[lent]] = np.argwhere(lent)
     edge = nearest[labels[row, column]]
-    found, beyond = edge.copy(), np.stack([np.zeros_like(column), edge[:, 1] - column], axis=1)
+    found, beyond = edge.copy(), edge - np.stack([row, column], axis=1)
+    beyond[:, 0] = np.maximum(beyond[:, 0], 0) * down
     waiting = np.ones(len(row), bool)
     for share in MIRRORED:
         there = edge + np.rint(share * beyond).astype(np.int64)
