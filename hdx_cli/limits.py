@@ -72,6 +72,8 @@ PEAK_MB: dict[str, tuple[tuple[int, float], ...]] = {
 SAVED_MB = {"coarse": ("side_px", 126.0), "restored": ("rows", 100.0), "refined": ("side_px", 290.0)}
 FLOOR_MB = {"coarse": 792.0, "restored": 886.0, "refined": 886.0}
 PHOTO_MB, MARGIN = 81.0, 1.03
+# What a backbone that is a network takes more, whatever the sizes (tests/bench/bench_backbones.py).
+NETWORK_MB = {"gaussian-avatar": 560.0, "animatable-gaussians": 120.0}
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,10 @@ def parse_bytes(text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]i?|)b?\s*", text.lower())
     if found is None:
-        raise UsageError(f"{text[:40]!r} is no size", hint="write it as 1.2GB or 900MiB")
+        raise UsageError(f"{text[:40]!r:.60} is no size", hint="write it as 1.2GB or 900MiB")
     count = round(float(found[1]) * UNITS[found[2]])
     if not 10**6 <= count < UNLIMITED:
-        raise UsageError(f"{text[:40]!r}: between 1MB and 1000000TB", hint="write it as 1.2GB or 900MiB")
+        raise UsageError(f"{text[:40]!r:.60}: between 1MB and 1000000TB", hint="write it as 1.2GB or 900MiB")
     return count
 
 
@@ -194,38 +196,42 @@ def budget(max_memory: str | int | None) -> Budget | None:
     return None if free is None else Budget(max(0, free - SPARE_BYTES))
 
 
-def cost(sizes: Sizes, restorer: str) -> int:
-    """Peak memory of one avatar in bytes, with a margin; ``restorer`` is one of ``stages.RESTORERS``."""
+def cost(sizes: Sizes, restorer: str, backbone: str | None = None) -> int:
+    """Peak memory of one avatar in bytes, with a margin.
+
+    Args:
+        restorer: one of ``stages.RESTORERS``; backbone: one of ``avatars.backbones.NAMES``, None is the explicit one.
+    """
     default, peaks = Sizes(), []
     for product in PEAK_MB if restorer == "humanfixer" else ["coarse"]:
         name, saved = SAVED_MB[product]
         share = 1 - min(getattr(sizes, name) / getattr(default, name), 1)
         peaks.append(max(FLOOR_MB[product], _interpolated(PEAK_MB[product], sizes.gaussians) - saved * share))
-    return round(MARGIN * 1e6 * (PHOTO_MB + max(peaks)))
+    return round(MARGIN * 1e6 * (PHOTO_MB + max(peaks) + NETWORK_MB.get(backbone or "", 0.0)))
 
 
-def fitted(asked: Sizes, restorer: str, most_bytes: int) -> Plan | None:
+def fitted(asked: Sizes, restorer: str, most_bytes: int, backbone: str | None = None) -> Plan | None:
     """The largest sizes of the ladder, none above ``asked``, that fit into that many bytes; None where none do."""
     for rung in (asked, *LADDER):
         sizes = asked.within(rung)
-        if cost(sizes, restorer) <= most_bytes:
-            return Plan(sizes, cost(sizes, restorer))
+        if cost(sizes, restorer, backbone) <= most_bytes:
+            return Plan(sizes, cost(sizes, restorer, backbone))
     return None
 
 
-def least(asked: Sizes, restorer: str) -> Plan:
+def least(asked: Sizes, restorer: str, backbone: str | None = None) -> Plan:
     """The bottom of the ladder."""
     sizes = asked.within(LADDER[-1])
-    return Plan(sizes, cost(sizes, restorer))
+    return Plan(sizes, cost(sizes, restorer, backbone))
 
 
-def require(asked: Sizes, restorer: str, given: Budget) -> Plan:
+def require(asked: Sizes, restorer: str, given: Budget, backbone: str | None = None) -> Plan:
     """The largest sizes that fit into a budget; of one that nobody asked for, which may be wrong, the least at worst.
 
     Raises:
         ResourceError: a person's budget does not suffice for the least avatar.
     """
-    plan, bottom = fitted(asked, restorer, given.bytes), least(asked, restorer)
+    plan, bottom = fitted(asked, restorer, given.bytes, backbone), least(asked, restorer, backbone)
     if plan is None and given.asked:
         raise ResourceError(
             f"{shown(given.bytes)} of memory do not suffice: the least avatar takes {shown(bottom.bytes)}",

@@ -132,7 +132,8 @@ def within(run: RunFolder, options: Options, progress: Progress = Silent(), budg
     elif budget is None:
         chosen = asked
     else:
-        chosen = asked.with_caps(limits.require(asked.sizes, options.restorer or DEFAULT_RESTORER, budget).sizes)
+        plan = limits.require(asked.sizes, options.restorer or DEFAULT_RESTORER, budget, options.backbone)
+        chosen = asked.with_caps(plan.sizes)
     lower = chosen.capped.lower_than(asked.sizes)
     if lower:
         progress.warn(

@@ -234,6 +234,13 @@ def test_too_little_is_refused_with_the_least_that_works(run: RunFolder) -> None
     assert stages.within(run, stages.Options(), Told(), Budget(offered, asked=True)).capped == LADDER[-1].within(
         Sizes()
     )
+    # a backbone that is a network takes as much more, and the offer counts it
+    network = stages.Options(backbone="gaussian-avatar")
+    with pytest.raises(ResourceError) as raised:
+        stages.within(run, network, Told(), Budget(offered, asked=True))
+    more = limits.parse_bytes(raised.value.hint.split()[1].rstrip(","))
+    assert abs(more - offered - limits.MARGIN * 1e6 * limits.NETWORK_MB["gaussian-avatar"]) <= 1e6
+    assert stages.within(run, network, Told(), Budget(more, asked=True)).capped == LADDER[-1].within(Sizes())
     # what is merely free may be wrong: the least is tried
     assert stages.within(run, stages.Options(), Told(), Budget(0)).capped == LADDER[-1].within(Sizes())
 

@@ -207,7 +207,7 @@ def worker_bytes(options: dict[str, Any]) -> int:
     from ..stages import DEFAULT_RESTORER, Options
 
     chosen = Options(**options)
-    return limits.cost(chosen.sizes, chosen.restorer or DEFAULT_RESTORER)
+    return limits.cost(chosen.sizes, chosen.restorer or DEFAULT_RESTORER, chosen.backbone)
 
 
 def time_left(took: Sequence[float], running: Sequence[float], waiting: int, jobs: int) -> float | None:

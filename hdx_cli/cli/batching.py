@@ -126,7 +126,7 @@ def batch(
         else:
             workers = jobs or limits.cores()
         if budget is not None:
-            limits.require(asked.sizes, asked.restorer or stages.DEFAULT_RESTORER, budget)
+            limits.require(asked.sizes, asked.restorer or stages.DEFAULT_RESTORER, budget, asked.backbone)
         index, _, count = shard.partition("/")
         settings = core.Settings(
             options, device, overwrite, fail_fast, limit, (int(index), int(count)),
