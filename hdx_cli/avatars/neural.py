@@ -41,7 +41,8 @@ class Plan:
         max_side_px: the photo's person is looked at with this many pixels at most.
         rate, latent_rate: step sizes of Adam for weights, and for a feature map that is learned itself.
         last_rate: share of them that is left at the end, along a cosine.
-        keep: weight of squared differences from the base values where the photo shows nothing, in the coarse fit.
+        keep: weight of squared differences from the base values (colours, means in decimetres, logarithms of scales) where
+            the photo shows nothing, in the coarse fit.
         bends: whether joints may turn when the avatar is refined.
     """
 
@@ -215,6 +216,8 @@ def fitted(
             # what the photo does not show has no gradient of its own, yet shares the weights of what it shows
             loss = loss + plan.keep * (unseen * (made.rgb() - network.rgb).square()).mean()
             loss = loss + plan.keep * 100 * (unseen * (made.means - network.means).square()).mean()
+            # or the flanks, which share weights with sharp pixels, become as small as these and show gaps
+            loss = loss + plan.keep * (unseen * torch.log(made.scales / network.scales).square()).mean()
         elif deformation is not None:
             loss = loss + settings.joint_prior * rotvecs.square().sum() / max(1, len(rotvecs))
         by_photo = seen_from(made)
