@@ -209,9 +209,8 @@ def table(people: list[str], names: list[str], out: Path) -> str:
                      f"{'sharp':>8}{'gap dB':>8}  union dB over {variants[0]} [95 %]")  # fmt: skip
         for variant in listed:
             key = ("coarse", "blurred") if variant == "blurred" else (variant, what)
-            if variant in variants and any(
-                what not in rows[people[0], name] for name in names if name.startswith(f"{variant}/")
-            ):
+            seeds = [name for name in names if name.rsplit("/", 1)[0] == variant]
+            if any(what not in rows[people[0], seed] for seed in seeds):
                 continue
             union = of(*key, "psnr_union_db")
             each = " ".join(f"{np.mean([rows[person, seed][what]['psnr_union_db'] for person in people]):.2f}"
