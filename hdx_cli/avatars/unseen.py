@@ -41,7 +41,7 @@ RELATIVES = {
 PREFILTER_PX = 1.2  # the far side has a quarter of the photo's points
 EDGE_PX = 2  # colours this close to the matte's edge still carry the background's
 CORE_PX = (6, 4, 2)  # a body that fits to a hand's breadth takes some pixels of an arm for the trunk behind it
-MIRRORED = (1.0, 0.5, 0.25)  # how far into a garment its mirror image lies, in distances to its edge
+MIRRORED = (0.25, 0.5, 1.0)  # how far into a garment its mirror image lies, in distances to its edge; the last counts
 HAIR_NEIGHBOURS = 16
 RING = 0.18  # how far the flanks reach inwards, in trunk widths
 SAME_LAB = 9.0  # colours closer than this in CIE Lab are of the same cloth
@@ -98,14 +98,11 @@ def mirrored_into(
     edge = nearest[labels[row, column]]
     found, beyond = edge.copy(), edge - np.stack([row, column], axis=1)
     beyond[:, 0] = np.maximum(beyond[:, 0], 0) * down
-    waiting = np.ones(len(row), bool)
     for share in MIRRORED:
         there = edge + np.rint(share * beyond).astype(np.int64)
         inside = (there >= 0).all(1) & (there < lent.shape).all(1)
         inside[inside] = lent[there[inside, 0], there[inside, 1]]
-        inside &= waiting
         found[inside] = there[inside]
-        waiting &= ~inside
     return found[:, 0], found[:, 1]
 
 
