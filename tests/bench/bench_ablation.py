@@ -32,7 +32,7 @@ import numpy as np  # noqa: E402
 import torch
 from bench_avatar import load
 from bench_backbones import scored
-from bench_refine import at_height, over_white
+from bench_refine import at_height, over_white, true_cameras
 from diffusers.models.attention import TemporalBasicTransformerBlock
 from PIL import Image
 
@@ -41,8 +41,7 @@ from hdx_cli.avatars import refine as refining
 from hdx_cli.avatars.avatar_file import read_avatar
 from hdx_cli.avatars.base import Avatar
 from hdx_cli.avatars.turntable import closed_in, through_window, views_to_restore
-from hdx_cli.bodies import anny
-from hdx_cli.bodies.base import BodyFit, posed_vertices
+from hdx_cli.bodies.base import BodyFit
 from hdx_cli.camera import Cameras, orbit_of
 from hdx_cli.evaluation.metrics import blurred
 from hdx_cli.humanfixer.attention import FrameAttention, cycle_mask
@@ -56,7 +55,6 @@ from hdx_cli.training.evaluate import (
     bootstrap_interval,
     seam_gap_db,
     sharpness_ratio,
-    true_cameras_in_avatar_world,
     view_scores,
 )
 
@@ -127,19 +125,23 @@ def generation(rgb: torch.Tensor, alpha: torch.Tensor, truth: tuple[torch.Tensor
     }
 
 
+def kept(folder: Path, name: str) -> Path:
+    """A person's results of some weights; their picture lies beside."""
+    return folder / f"{name.replace('/', '_')}.json"
+
+
 def measure(person: Path, arguments: argparse.Namespace, weights: dict[str, tuple[Path, int]]) -> None:
     """Everything of one person, kept in OUT/NNN/*.json."""
     folder, run = arguments.out / person.name, arguments.runs / person.name
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [name for name in ("coarse", *weights) if not (folder / f"{name.replace('/', '_')}.json").exists()]
+    wanted = [name for name in ("coarse", *weights) if not kept(folder, name).exists()]
     if not wanted:
         return
     images, truth = load(person)
-    model, observation = anny.load(), load_observation(run / "observation")
+    observation = load_observation(run / "observation")
     fit: BodyFit = load_body_fit(run / arguments.avatar / "body.npz")
     avatar = read_avatar(run / arguments.avatar)
-    centre = torch.from_numpy(posed_vertices(model, fit.body, fit.pose).mean(0)).float()
-    cameras = true_cameras_in_avatar_world(truth, fit.camera, torch.tensor([0.0, float(centre[1]), 0.0]), centre)
+    cameras = true_cameras(truth, fit)
     large = at_height(cameras, HEIGHT)
     rows = stages.RESTORED_HEIGHT
     around = orbit_of(closed_in(avatar.gaussians().means, fit.camera, 2 * rows // 3, rows), stages.ORBIT_VIEWS)
@@ -179,10 +181,10 @@ def measure(person: Path, arguments: argparse.Namespace, weights: dict[str, tupl
 
                 refined, row["rounds"] = refining.refine_in_rounds(avatar, photo, restored, settings)
                 row["reconstruction"] = scored(refined, cameras, images, HEIGHT)[0]["all"]
-        Image.fromarray(as_picture(strip)).save(folder / f"{name.replace('/', '_')}.png")
+        Image.fromarray(as_picture(strip)).save(kept(folder, name).with_suffix(".png"))
         partial = folder / "row.part"
         partial.write_text(json.dumps(row), encoding="utf-8")
-        os.replace(partial, folder / f"{name.replace('/', '_')}.json")
+        os.replace(partial, kept(folder, name))
         print(person.name, name, f"{row['generation']['psnr_union_db']:.2f} dB generated",
               f"{row.get('reconstruction', {}).get('psnr_union_db', float('nan')):.2f} reconstructed",
               f"{time.process_time() - started:.0f} CPU s", flush=True)  # fmt: skip
@@ -194,7 +196,7 @@ def as_picture(views: torch.Tensor) -> np.ndarray:
 
 def table(people: list[str], names: list[str], out: Path) -> str:
     """Generation and reconstruction, with intervals of the differences to the first variant over the same people."""
-    rows = {(person, name): json.loads((out / person / f"{name.replace('/', '_')}.json").read_text())
+    rows = {(person, name): json.loads(kept(out / person, name).read_text())
             for person in people for name in ("coarse", *names)}  # fmt: skip
     variants = list(dict.fromkeys(name.rsplit("/", 1)[0] for name in names))
 
@@ -230,12 +232,12 @@ def table(people: list[str], names: list[str], out: Path) -> str:
 def save_pictures(people: list[str], names: list[str], out: Path) -> None:
     """Sheets of the restored views and of the attention."""
     for person in people:
-        strips = [np.asarray(Image.open(out / person / f"{name.replace('/', '_')}.png"))
+        strips = [np.asarray(Image.open(kept(out / person, name).with_suffix(".png")))
                   for name in ("truth", "coarse", *names)]  # fmt: skip
         Image.fromarray(np.concatenate(strips)).save(out / f"{person}.png")
     maps = []
     for name in names:
-        rows = [np.array(json.loads((out / person / f"{name.replace('/', '_')}.json").read_text())["attention"])
+        rows = [np.array(json.loads(kept(out / person, name).read_text())["attention"])
                 for person in people]  # fmt: skip
         mean = np.mean(rows, 0)
         ends = [mean[0, 0], mean[0, -1], mean[0, 1], mean[0, 9]]
@@ -266,9 +268,7 @@ def main() -> None:
     for person in people[arguments.first :]:
         measure(person, arguments, weights)
     names = [person.name for person in people]
-    done = all(
-        (arguments.out / n / f"{w.replace('/', '_')}.json").exists() for n in names for w in ("coarse", *weights)
-    )
+    done = all(kept(arguments.out / n, w).exists() for n in names for w in ("coarse", *weights))
     if not done:
         print("other people are not done yet")
         return

@@ -34,6 +34,7 @@ import cv2  # noqa: E402
 import numpy as np
 import torch
 from bench_avatar import load
+from bench_refine import true_cameras
 from PIL import Image
 
 from hdx_cli import stages
@@ -42,7 +43,7 @@ from hdx_cli.avatars import refine as refining
 from hdx_cli.avatars.base import Avatar
 from hdx_cli.avatars.turntable import closed_in, samples_per_pixel
 from hdx_cli.bodies import anny
-from hdx_cli.bodies.base import BodyFit, posed_vertices
+from hdx_cli.bodies.base import BodyFit
 from hdx_cli.bodies.fit import BodyPriors, fit_body, fit_rig, rig_of
 from hdx_cli.camera import Cameras, orbit_of
 from hdx_cli.humanfixer.checkpoint import load_weights
@@ -56,7 +57,6 @@ from hdx_cli.training.evaluate import (
     bootstrap_interval,
     by_side,
     sharpness_ratio,
-    true_cameras_in_avatar_world,
     view_scores,
 )
 
@@ -128,9 +128,7 @@ def measure(person: Path, name: str, out: Path, height: int, profile: str) -> No
         (folder / name / what).mkdir(parents=True, exist_ok=True)
         backbones.write(folder / name / what, avatar)
         row[f"{what}_mb"] = sum(path.stat().st_size for path in (folder / name / what).iterdir()) / 1e6
-        centre = torch.from_numpy(posed_vertices(model, fit.body, fit.pose).mean(0)).float()
-        cameras = true_cameras_in_avatar_world(truth, fit.camera, torch.tensor([0.0, float(centre[1]), 0.0]), centre)
-        row[what], strip = scored(avatar, cameras, images, height)
+        row[what], strip = scored(avatar, true_cameras(truth, fit), images, height)
         row[f"{what}_front_db"] = avatar.scores["front_psnr_db"]
         return strip
 

@@ -138,7 +138,7 @@ def make_oracle(person: Person, made: dict[str, Made]) -> Made:
     height = person.truth.height // 2
     rgb, alpha = over_white(person.images, height)
     straight = ((rgb - 1 + alpha[..., None]) / alpha.clamp(min=1e-4)[..., None]).clamp(0, 1)
-    cameras = at_height(true_cameras(person, fit), height)
+    cameras = at_height(true_cameras(person.truth, fit), height)
     others = Seen(cameras[1:], straight[1:].contiguous(), alpha[1:].contiguous(), torch.ones_like(alpha[1:]))
     return refine(avatar, photo, others), fit
 
@@ -181,12 +181,12 @@ def read_made(run: Path, name: str) -> Made:
     return read_avatar(run / name), load_body_fit(own if own.exists() else run / "body.npz")
 
 
-def true_cameras(person: Person, fit: BodyFit) -> Cameras:
+def true_cameras(truth: Cameras, fit: BodyFit) -> Cameras:
     """The true cameras [18] in the world of an avatar with this body fit."""
     # the renders turn about the mean of the body's vertices
     centre = torch.from_numpy(posed_vertices(body_model(), fit.body, fit.pose).mean(0)).float()
     true_centre = torch.tensor([0.0, float(centre[1]), 0.0])
-    return evaluate.true_cameras_in_avatar_world(person.truth, fit.camera, true_centre, centre)
+    return evaluate.true_cameras_in_avatar_world(truth, fit.camera, true_centre, centre)
 
 
 # ------------------------------------------------------------------------------------------------------------- views
@@ -212,7 +212,7 @@ def over_white(images: list[np.ndarray], height: int) -> Views:
 
 def rendered(person: Person, made: Made, height: int) -> Views:
     avatar, fit = made
-    gaussians, cameras = avatar.gaussians(), at_height(true_cameras(person, fit), height)
+    gaussians, cameras = avatar.gaussians(), at_height(true_cameras(person.truth, fit), height)
     samples = samples_per_pixel(height)  # as all pictures that a person sees
     rgb, alpha = [], []
     with torch.no_grad():
