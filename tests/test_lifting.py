@@ -16,7 +16,7 @@ from hdx_cli.errors import WeightsError
 
 def tiny() -> LiftingNet:
     torch.manual_seed(0)
-    return LiftingNet(channels=(8, 8, 16), width=16, layers=1).eval()
+    return LiftingNet(channels=(8, 8, 16), pyramid=8, width=16, layers=1).eval()
 
 
 def inputs(seed: int = 0) -> Inputs:
@@ -29,17 +29,18 @@ def inputs(seed: int = 0) -> Inputs:
 
 def test_an_untrained_network_believes_the_detector() -> None:
     given = inputs()
-    found, _ = tiny()(given)
+    found, _, _ = tiny()(given)
     torch.testing.assert_close(found, given.directions)
 
 
 def test_what_it_finds_has_unit_length_and_depends_on_the_picture() -> None:
     net, given = tiny(), inputs()
     torch.nn.init.normal_(net.head[-1].weight)
-    found, log_sigma = net(given)
+    found, log_sigma, depth = net(given)
+    assert depth.shape == (2, HEIGHT // 4, WIDTH // 4)
     torch.testing.assert_close(found.norm(dim=2), torch.ones(2, BODY_DIRECTIONS))
     assert torch.isfinite(log_sigma).all()
-    other, _ = net(Inputs(given.image.flip(2), given.landmarks, given.directions))
+    other, _, _ = net(Inputs(given.image.flip(2), given.landmarks, given.directions))
     assert (found - other).abs().max() > 1e-4
 
 

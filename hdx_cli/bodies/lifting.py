@@ -9,6 +9,7 @@ synthetic people (``hdx_cli.training.train_lifting``) over random backgrounds, w
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ..weights import LOCK, REINSTALL, read_weights
 from .rig import BODY_DIRECTIONS, DIRECTIONS, POSE_LANDMARKS, mirrored_directions, mirrored_landmarks
 
 WEIGHTS = Path(__file__).with_name("lifting.safetensors")
-HEIGHT, WIDTH = 192, 144
+HEIGHT, WIDTH = 256, 192
 MARGIN = 1.12  # of the person's box
 GREY = 0.5  # stands where the matte is empty
 
@@ -46,11 +47,17 @@ class Inputs:
 
 
 class LiftingNet(nn.Module):
-    """Convolutions sampled at the landmarks, attention between the landmarks, one head for all directions."""
+    """Convolutions sampled at the landmarks, attention between the landmarks, one head for all directions.
 
-    def __init__(self, channels: tuple[int, ...] = (24, 32, 48, 64), width: int = 96, layers: int = 3):
+    The stages are also joined from the coarsest to the second finest (feature pyramid, Lin et al. 2017), and tell the
+    depth of the visible surface. Nothing uses that depth but the training: it teaches the pyramid to read shading.
+    """
+
+    def __init__(
+        self, channels: Sequence[int] = (24, 32, 48, 64, 96), pyramid: int = 48, width: int = 96, layers: int = 5
+    ):
         super().__init__()
-        self.config = {"channels": list(channels), "width": width, "layers": layers}
+        self.config = {"channels": list(channels), "pyramid": pyramid, "width": width, "layers": layers}
         stages, before = [], 4
         for number, after in enumerate(channels):
             blocks = [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.SiLU()]
@@ -59,7 +66,10 @@ class LiftingNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
             before = after
         self.stages = nn.ModuleList(stages)
-        self.token = nn.Linear(sum(channels[1:]) + 6, width)
+        self.across = nn.ModuleList(nn.Conv2d(count, pyramid, 1) for count in channels[1:])
+        self.joined = nn.Sequential(nn.Conv2d(pyramid, pyramid, 3, 1, 1), nn.GroupNorm(8, pyramid), nn.SiLU())
+        self.depth = nn.Conv2d(pyramid, 1, 1)
+        self.token = nn.Linear(sum(channels[1:]) + pyramid + 6, width)
         self.name = nn.Parameter(0.02 * torch.randn(POSE_LANDMARKS, width))
         self.whole = nn.Linear(channels[-1], width)
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, "gelu", batch_first=True, norm_first=True)
@@ -73,14 +83,25 @@ class LiftingNet(nn.Module):
             ends[0, row, start], ends[1, row, end] = 1 / len(start), 1 / len(end)
         self.register_buffer("ends", ends, persistent=False)
 
-    def forward(self, inputs: Inputs) -> tuple[Float[Tensor, "B N 3"], Float[Tensor, "B N 3"]]:
-        """Unit directions in ray axes and the logarithm of their noise along x, y and depth."""
-        grid = inputs.landmarks[:, :, None, :2].clamp(-1.2, 1.2)
-        sampled, features = [], inputs.image - 0.5
-        for number, stage in enumerate(self.stages):
+    def forward(self, inputs: Inputs) -> tuple[Float[Tensor, "B N 3"], Float[Tensor, "B N 3"], Float[Tensor, "B h w"]]:
+        """Unit directions in ray axes, the logarithm of their noise along x, y and depth, and a map of depth.
+
+        The map has a quarter of the image's height and width: metres behind the hips along the ray axes' z, of what
+        is seen there.
+        """
+        features, stages = inputs.image - 0.5, []
+        for stage in self.stages:
             features = stage(features)
-            if number:
-                sampled.append(F.grid_sample(features, grid, align_corners=False, padding_mode="border")[..., 0])
+            stages.append(features)
+        joined = self.across[-1](features)
+        for across, stage in zip(reversed(self.across[:-1]), reversed(stages[1:-1]), strict=True):
+            joined = across(stage) + F.interpolate(joined, stage.shape[2:], mode="bilinear", align_corners=False)
+        joined = self.joined(joined)
+        grid = inputs.landmarks[:, :, None, :2].clamp(-1.2, 1.2)
+        sampled = [
+            F.grid_sample(each, grid.to(each), align_corners=False, padding_mode="border")[..., 0]
+            for each in (*stages[1:], joined)
+        ]
         tokens = self.token(torch.cat([torch.cat(sampled, 1).transpose(1, 2), inputs.landmarks], dim=2)) + self.name
         whole = self.whole(features.mean((2, 3)))[:, None]
         tokens = self.attention(torch.cat([tokens, whole], dim=1))
@@ -88,7 +109,7 @@ class LiftingNet(nn.Module):
         start, end = (torch.einsum("np,bpc->bnc", side, landmarks) for side in self.ends)
         names = self.direction_name.expand(len(tokens), -1, -1)
         out = self.head(torch.cat([start, end, whole, names, inputs.directions], dim=2))
-        return F.normalize(inputs.directions + out[..., :3], dim=2), out[..., 3:] - 1.5
+        return F.normalize(inputs.directions + out[..., :3], dim=2), out[..., 3:] - 1.5, self.depth(joined)[:, 0]
 
 
 def mirrored_vectors(vectors: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 3"]:
@@ -106,11 +127,11 @@ def mirrored(inputs: Inputs) -> Inputs:
 
 
 def both_ways(net: LiftingNet, inputs: Inputs) -> tuple[Float[Tensor, "B N 3"], Float[Tensor, "B N 3"]]:
-    """As ``LiftingNet.forward``, the mean of what the network says of the photo and of its mirror image.
+    """Directions and their noise as ``LiftingNet.forward`` has them, the mean of the photo and of its mirror image.
 
     That takes 3 % off the error in depth.
     """
-    (found, log_sigma), (other, other_sigma) = net(inputs), net(mirrored(inputs))
+    (found, log_sigma, _), (other, other_sigma, _) = net(inputs), net(mirrored(inputs))
     index = torch.from_numpy(mirrored_directions()[0][:BODY_DIRECTIONS])
     return F.normalize(found + mirrored_vectors(other), dim=2), 0.5 * (log_sigma + other_sigma[:, index])
 
@@ -216,7 +237,7 @@ def load_net(path: Path = WEIGHTS, lock: Path | None = LOCK) -> LiftingNet:
     content, header = read_weights(path, lock)
     try:
         config = json.loads(header["config"])
-        net = LiftingNet(tuple(config["channels"]), config["width"], config["layers"])
+        net = LiftingNet(**config)
         net.load_state_dict({name: value.float() for name, value in load(content).items()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

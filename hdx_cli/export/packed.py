@@ -52,7 +52,7 @@ def write_packed(path: Path, gaussians: Gaussians, *, format: str | None = None,
         raise UsageError(f"{path}: {format or 'no suffix'} is none of {', '.join(PACKED)}", hint="hdx export --list")
     if importlib.util.find_spec("gaussforge") is None:
         raise UsageError(
-            f"{path}: .{format} needs the library gaussforge, which is not installed",
+            f".{format} files need the library gaussforge, which is not installed",
             hint="pip install 'hdx-cli[formats]'",
             code="E_MISSING_LIBRARY",
         )

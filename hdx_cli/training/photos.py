@@ -1,10 +1,10 @@
-"""Photos of synthetic people together with everything that is true of them, once per person and split into shards.
+"""Photos of synthetic people together with everything that is true of them, one per person.
 
     python -m hdx_cli.training.photos --generator DIR --people PEOPLE/train --out PHOTOS --first 0 --count 400
 
 ``--generator`` and ``--people`` are as for ``synthetic_people``. Every person becomes one .npz: a photo over a random
-background with what preprocessing makes of it, its camera and the true body; the person from the 18 cameras of the
-orbit through that photo with depth; and further photos with landmarks only. A file that is there is left as it is.
+background with what preprocessing makes of it, its camera and the true body; and the person from the 18 cameras of the
+orbit through that photo with depth. A file that is there is left as it is.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ from ..camera import Cameras, orbit_of
 from ..errors import HdxError
 from ..observation import Keypoints, Observation, Photo
 from ..preprocess import observe
-from ..preprocess.keypoints import detect_keypoints
 from ..run_folder import write_outside
 from .synthetic_people import TO_WORLD, random_background, random_camera, truth
 
 VIEWS, WIDTH, HEIGHT = 18, 320, 480
 KNOWN_FOCAL = 0.7  # share of photos whose focal length EXIF tells
-SMALL_HEIGHT = 480  # of the further photos
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,6 @@ class Sitting:
             looks from the photo's camera.
         depth: along the optical axis, metres [18 h w], 0 where there is nothing.
         bone_rotations, bone_positions, base_vertices: as in ``synthetic_people.Case``.
-        others: further photos of the same person.
     """
 
     photo: Snapshot
@@ -75,7 +72,6 @@ class Sitting:
     bone_rotations: Float[np.ndarray, "J 3 3"]
     bone_positions: Float[np.ndarray, "J 3"]
     base_vertices: Float[np.ndarray, "B 3"]
-    others: list[Snapshot]
 
     def observation(self) -> Observation:
         """What preprocessing hands to the body fit."""
@@ -92,11 +88,10 @@ class Sitting:
 
 def save_sitting(path: Path, sitting: Sitting) -> None:
     """Write one person, whole or not at all."""
-    arrays = {name: value for name, value in vars(sitting).items() if name not in ("photo", "others")}
-    for index, snapshot in enumerate([sitting.photo, *sitting.others]):
-        arrays |= {f"{index}_{name}": value for name, value in vars(snapshot).items() if name != "keypoints"}
-        found = asdict(snapshot.keypoints)
-        arrays |= {f"{index}_keypoints_{name}": value for name, value in found.items() if value is not None}
+    arrays = {name: value for name, value in vars(sitting).items() if name != "photo"}
+    arrays |= {f"photo_{name}": value for name, value in vars(sitting.photo).items() if name != "keypoints"}
+    found = asdict(sitting.photo.keypoints)
+    arrays |= {f"keypoints_{name}": value for name, value in found.items() if value is not None}
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
@@ -109,23 +104,16 @@ def load_sitting(path: Path) -> Sitting:
     """Read what ``save_sitting`` wrote."""
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    snapshots: list[dict] = []
-    for name in [name for name in arrays if name[0].isdigit()]:
-        number, field = name.split("_", 1)
-        while len(snapshots) <= int(number):
-            snapshots.append({"keypoints": {}})
-        into = snapshots[int(number)]
-        if field.startswith("keypoints_"):
-            into["keypoints"][field.removeprefix("keypoints_")] = arrays.pop(name)
-        else:
-            into[field] = arrays.pop(name)
-    taken = [Snapshot(**{**made, "keypoints": Keypoints(**made["keypoints"])}) for made in snapshots]
-    focal_known = bool(arrays.pop("focal_known"))
-    return Sitting(photo=taken[0], others=taken[1:], focal_known=focal_known, **arrays)
+
+    def taken(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
+
+    photo = Snapshot(**taken("photo_"), keypoints=Keypoints(**taken("keypoints_")))
+    return Sitting(photo=photo, focal_known=bool(arrays.pop("focal_known")), **arrays)
 
 
-def photograph(generator_folder: Path, person: Path, others: int, seed: int, views: int = VIEWS) -> Sitting | None:
-    """Everything of one generated person with ``views`` orbit views, or None where preprocessing rejects the photo."""
+def photograph(generator_folder: Path, person: Path, seed: int) -> Sitting | None:
+    """Everything of one generated person, or None where preprocessing rejects the photo."""
     sys.path.insert(0, str(generator_folder))
     import make_humans
     import rast
@@ -163,25 +151,15 @@ def photograph(generator_folder: Path, person: Path, others: int, seed: int, vie
         torch.from_numpy(viewmat.astype(np.float32)[None]), torch.from_numpy(K.astype(np.float32)[None]), width, height
     )
     cameras = orbit_of(closed_in(torch.from_numpy(visible.astype(np.float32)), camera, WIDTH, HEIGHT), VIEWS)
-    viewmats = cameras.viewmats[:views].double().numpy()
-    pictures, depth = np.zeros((views, HEIGHT, WIDTH, 4), np.uint8), np.zeros((views, HEIGHT, WIDTH), np.float16)
+    viewmats = cameras.viewmats.double().numpy()
+    pictures, depth = np.zeros((VIEWS, HEIGHT, WIDTH, 4), np.uint8), np.zeros((VIEWS, HEIGHT, WIDTH), np.float16)
     for index, viewmat in enumerate(viewmats):
         pictures[index], depth[index] = shot(cameras.Ks[0].double().numpy(), viewmat, WIDTH, HEIGHT)
-    further = []
-    for _ in range(others):
-        K, viewmat, width, height = random_camera(visible, "front", rng)
-        scale = SMALL_HEIGHT / height
-        K, width, height = np.diag([scale, scale, 1.0]) @ K, round(width * scale), SMALL_HEIGHT
-        rgba, _ = shot(K, viewmat, width, height)
-        rgb = over_background(rgba)
-        keypoints = detect_keypoints(rgb.astype(np.float32) / 255)
-        if keypoints is not None:
-            further.append(Snapshot(rgb, rgba[..., 3].copy(), K, viewmat, keypoints))
     return Sitting(
         photo, np.round(observation.alpha * 255).astype(np.uint8),
         np.round(observation.foreground * 255).astype(np.uint8), bool(rng.random() < KNOWN_FOCAL),
         pictures, depth, viewmats, cameras.Ks[0].double().numpy(),
-        rotations, positions + to_axis, base_vertices + to_axis, further,
+        rotations, positions + to_axis, base_vertices + to_axis,
     )  # fmt: skip
 
 
@@ -203,8 +181,6 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--every", type=int, default=1, help="take every n-th person only, to share work")
-    parser.add_argument("--others", type=int, default=2, help="further photos per person")
-    parser.add_argument("--views", type=int, default=VIEWS, help="of the orbit; the lifting network needs none")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -215,9 +191,7 @@ def main() -> None:
         if target.exists():
             continue
         started = time.perf_counter()
-        sitting = photograph(
-            arguments.generator, person, arguments.others, arguments.seed + int(person.name) * 1009, arguments.views
-        )
+        sitting = photograph(arguments.generator, person, arguments.seed + int(person.name) * 1009)
         if sitting is not None:
             save_sitting(target, sitting)
         print(person.name, "rejected" if sitting is None else "", f"{time.perf_counter() - started:.1f} s", flush=True)

@@ -248,7 +248,7 @@ def sitting_of(scan: Scan, plan: Plan, seed: int) -> Sitting:
         np.round(observation.alpha * 255).astype(np.uint8), np.round(observation.foreground * 255).astype(np.uint8),
         bool(rng.random() < 0.7), np.stack([view for view, _ in made]),
         np.stack([depth for _, depth in made]).astype(np.float16), cameras.viewmats.double().numpy(),
-        cameras.Ks[0].double().numpy(), np.eye(3)[None], pelvis[None], np.zeros((0, 3)), [],
+        cameras.Ks[0].double().numpy(), np.eye(3)[None], pelvis[None], np.zeros((0, 3)),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The unseen side of avatars against true views: a table of methods, and pictures of what the numbers stand for.
 
-    python tests/bench/bench_refine.py PEOPLE --out OUT [--runs RUNS] [--height 480] [--limit 16] [--stages coarse]
+    python tests/bench/bench_refine.py PEOPLE --out OUT [--runs RUNS] [--height 480] [--limit 16] [--stages rules,completion,refined]
     python tests/bench/bench_refine.py VALIDATION --out OUT_VAL --fit-controls     # writes OUT_VAL/controls.json
     python tests/bench/bench_refine.py PEOPLE --out OUT --controls OUT_VAL/controls.json
 
@@ -32,7 +32,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -44,16 +44,21 @@ import torch
 from bench_avatar import load
 from PIL import Image, ImageDraw, ImageFont
 
-from hdx_cli.avatars import explicit
+from hdx_cli import stages
+from hdx_cli.avatars import backbones, explicit
+from hdx_cli.avatars import refine as refining
 from hdx_cli.avatars.avatar_file import read_avatar, read_description, write_avatar
 from hdx_cli.avatars.base import Avatar
-from hdx_cli.avatars.turntable import samples_per_pixel
+from hdx_cli.avatars.turntable import closed_in, samples_per_pixel
 from hdx_cli.bodies import anny
 from hdx_cli.bodies.base import BodyFit, posed_vertices
-from hdx_cli.bodies.fit import fit_body
-from hdx_cli.camera import Cameras
+from hdx_cli.bodies.fit import BodyPriors, fit_body, fit_rig, rig_of
+from hdx_cli.camera import Cameras, orbit_of
+from hdx_cli.humanfixer.checkpoint import load_weights
+from hdx_cli.humanfixer.restorer import Restorer
 from hdx_cli.observation import Observation, Photo
 from hdx_cli.preprocess import observe
+from hdx_cli.progress import Silent
 from hdx_cli.rasterize import rasterize
 from hdx_cli.run_files import load_body_fit, load_observation, save_body_fit, save_observation
 from hdx_cli.training import evaluate
@@ -101,6 +106,18 @@ class Person:
 body_model = cache(anny.load)
 
 
+def restored_and_refined(coarse: Avatar, observation: Observation, fit: BodyFit) -> tuple[Avatar, list[dict]]:
+    """What ``hdx restore`` and ``hdx refine`` make of a coarse avatar, and the scores of the rounds."""
+    fixer, rows = Restorer(load_weights()), stages.RESTORED_HEIGHT
+    around = orbit_of(closed_in(coarse.gaussians().means, fit.camera, 2 * rows // 3, rows), stages.ORBIT_VIEWS)
+    pictures = stages.restored_pictures(fixer, coarse, observation, fit.camera, around, None, 0, Silent())
+    settings = refining.RefineSettings()
+    settings = replace(settings, sigmas=settings.sigmas[: stages.DEFAULT_ROUNDS])
+    photo = refining.photo_views(fit.camera, observation.foreground, observation.alpha, settings.max_side_px)
+    views = refining.restored_views(around, pictures, coarse, settings, fixer.model.config.height)
+    return refining.refine_in_rounds(coarse, photo, lambda avatar, turn: views, settings, fit=backbones.refiner(coarse))
+
+
 def observed(person: Person) -> tuple[Observation, BodyFit]:
     """What preprocessing and the body fit make of the photo, kept in the person's run folder as hdx keeps it."""
     photo, body = person.run / "observation", person.run / "body.npz"
@@ -114,16 +131,25 @@ def observed(person: Person) -> tuple[Observation, BodyFit]:
     return load_observation(photo), load_body_fit(body)
 
 
-def make_coarse(person: Person, made: dict[str, Made]) -> Made:
-    """A_c, its far side by rules."""
-    observation, fit = observed(person)
+def make_rules(person: Person, made: dict[str, Made]) -> Made:
+    """A_c with nothing that was trained here: the body from landmarks alone, its far side by rules."""
+    observation, _ = observed(person)
+    rig = replace(rig_of(body_model()), lifting=None)
+    fit = fit_rig(rig, observation, BodyPriors(), focal_px=float(person.truth.Ks[PHOTO, 0, 0]))[0]
     return explicit.fit_coarse(observation, fit, body_model(), explicit.Settings(completion=False)), fit
 
 
 def make_completion(person: Person, made: dict[str, Made]) -> Made:
-    """A_c with the colours of its far side by the bundled network."""
+    """A_c as ``hdx fit-coarse`` makes it, with the bundled networks for depth and for the far side."""
     observation, fit = observed(person)
     return explicit.fit_coarse(observation, fit, body_model(), explicit.Settings(completion=True)), fit
+
+
+def make_refined(person: Person, made: dict[str, Made]) -> Made:
+    """The avatar of ``make_completion`` after ``hdx restore`` and ``hdx refine`` with the bundled HumanFixer."""
+    coarse, fit = made["completion"]
+    observation, _ = observed(person)
+    return restored_and_refined(coarse, observation, fit)[0], fit
 
 
 def make_oracle(person: Person, made: dict[str, Made]) -> Made:
@@ -143,11 +169,12 @@ def make_oracle(person: Person, made: dict[str, Made]) -> Made:
     return refine(avatar, photo, others), fit
 
 
-# How a method's avatar is made, from the person and what earlier stages made. Add "refined" and so on; an avatar that
-# lies in the run folder already is not made again.
+# How a method's avatar is made, from the person and what earlier stages made. An avatar that lies in the run folder
+# already is not made again.
 STAGES: dict[str, Callable[[Person, dict[str, Made]], Made]] = {
-    "coarse": make_coarse,
+    "rules": make_rules,
     "completion": make_completion,
+    "refined": make_refined,
     "oracle": make_oracle,
 }
 
@@ -609,9 +636,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="scores, table and pictures")
     parser.add_argument("--runs", type=Path, help="avatars, RUNS/NNN/METHOD; OUT/runs unless told")
     parser.add_argument("--params", type=Path, help="the generator's folder of the same people")
-    parser.add_argument("--stages", default="coarse", help=f"avatars to make where missing, of: {', '.join(STAGES)}")
+    parser.add_argument("--stages", default="rules", help=f"avatars to make where missing, of: {', '.join(STAGES)}")
     parser.add_argument("--only", default="", help="score these avatars (and the base) of RUNS; all unless told")
-    parser.add_argument("--base", default="coarse", help="what is blurred, and what gains are counted from")
+    parser.add_argument("--base", default="rules", help="what is blurred, and what gains are counted from")
     parser.add_argument("--blurs", default="", help="sigmas of the blur control, px at a height of 960: 1,2,4")
     parser.add_argument("--fit-controls", action="store_true", help="choose blur and linear control on these people")
     parser.add_argument("--controls", type=Path, help="controls.json of validation people")
