@@ -121,8 +121,39 @@ def test_a_tie_is_not_repeated_on_the_back():
     image = np.tile(np.array([0.1, 0.3, 0.2], np.float32), (60, 40, 1))
     image[10:50, 18:22] = [0.8, 0.1, 0.1]
     limb = np.full((60, 40), PARTS.index("torso"))
-    shows = unseen.shows_at_the_outline(image, np.ones((60, 40), np.float32), limb)
+    nothing = np.zeros((60, 40), bool)
+    shows = unseen.shows_at_the_outline(image, np.ones((60, 40), np.float32), limb, nothing)
     assert not shows[12:48, 18:22].any() and shows[:, :14].all()
+    image[5:55, 2:6] = [0.8, 0.1, 0.1]  # a strand beside it
+    strand = np.zeros((60, 40), bool)
+    strand[5:55, 2:6] = True
+    assert unseen.shows_at_the_outline(image, np.ones((60, 40), np.float32), limb, nothing)[20:40, 18:22].all()
+    shows = unseen.shows_at_the_outline(image, np.ones((60, 40), np.float32), limb, strand)
+    assert not shows[20:40, 18:22].any() and not shows[5:55, 2:6].any() and shows[:, 10:14].all()
+
+
+def test_hair_and_a_neckline_are_not_on_the_back_and_a_coloured_yoke_is():
+    hair, cloth, yoke, skin = [0.1, 0.05, 0.05], [0.8, 0.7, 0.3], [0.2, 0.3, 0.8], [0.8, 0.6, 0.5]
+    limb = np.full((100, 40), PARTS.index("torso"))
+    limb[:20], limb[20:22, 15:25] = PARTS.index("head"), PARTS.index("neck")
+    face, alpha = np.zeros((100, 40), bool), np.ones((100, 40), np.float32)
+    face[8:20, 12:28] = True
+
+    def hangs(*painted: tuple[slice, slice, list[float]]) -> np.ndarray:
+        image = np.tile(np.array(cloth, np.float32), (100, 40, 1))
+        image[:20], image[face] = hair, skin
+        for rows, columns, colour in painted:
+            image[rows, columns] = colour
+        return unseen.hangs_from_the_head(image, alpha, limb, face)
+
+    strand, everything = (slice(20, 50), slice(4, 9), hair), slice(0, 40)
+    found = hangs(strand, (slice(44, 52), slice(20, 24), hair))  # and a print, which does not hang
+    assert found[21:50, 4:9].all() and not found[:, 12:].any() and not found[55:].any()
+    assert not hangs(strand, (slice(60, 100), slice(10, 20), hair)).any()  # a striped garment
+    assert not hangs((slice(20, 40), everything, yoke))[25:].any()
+    found = hangs((slice(20, 34), slice(15, 25), skin), (slice(60, 64), everything, skin))  # the belly shows too
+    assert found[22:34, 15:25].all() and not found[40:].any()
+    assert not hangs((slice(20, 90), slice(12, 28), skin)).any()  # a garment in the colour of skin
 
 
 def test_coarse_avatar_reproduces_the_photo_and_closes_the_back(model):

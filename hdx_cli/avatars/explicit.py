@@ -322,9 +322,11 @@ def _far_colours(rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, res
     seen_normals = np.einsum("pk,pka->pa", seen.barycentric, rest_normals[seen.vertices])
     on_head = seen_parts == HEAD
     face = unseen.is_face(canonical[0], seen_normals, low, high) & on_head
-    lends = (alpha > 0.9) & unseen.shows_at_the_outline(rgb, alpha, limb)
     pixels = seen.pixels[face].astype(int)
-    lends[pixels[:, 1], pixels[:, 0]] = False
+    face_pixels = np.zeros(limb.shape, bool)
+    face_pixels[pixels[:, 1], pixels[:, 0]] = True
+    covered = unseen.hangs_from_the_head(rgb, alpha, limb, face_pixels)
+    lends = (alpha > 0.9) & unseen.shows_at_the_outline(rgb, alpha, limb, covered) & ~face_pixels
     colours = unseen.see_through(rgb, limb, lends, hidden.pixels, hidden_parts)
     nape = hidden_parts == PARTS.index("neck")
     wrapped = unseen.round_the_neck(rgb, limb, alpha, hidden.pixels[nape])

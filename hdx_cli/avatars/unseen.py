@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from ..bodies.base import PARTS
@@ -44,6 +44,10 @@ CORE_PX = (6, 4, 2)  # a body that fits to a hand's breadth takes some pixels of
 MIRRORED = (0.25, 0.5, 1.0)  # how far into a garment its mirror image lies, in distances to its edge; the last counts
 HAIR_NEIGHBOURS = 16
 RING = 0.18  # how far the flanks reach inwards, in trunk widths
+HANGING_LAB = 12.0  # a colour further than this from all the lower trunk's is not the garment's
+LOWER_TRUNK = 0.45  # begins that far down the trunk: longer hair is rare
+GARMENT_SHARE = 0.7  # what takes more of a row than this is a yoke or a coloured block, not hair
+SKIN_LAB = 20.0  # what of a face is further than this from its median is eyes, lips and hair
 SAME_LAB = 9.0  # colours closer than this in CIE Lab are of the same cloth
 DISTINCT_LAB = 14.0  # hair and skin closer than this in CIE Lab cannot be told apart by colour
 
@@ -176,23 +180,27 @@ def nearest_seen(
 
 
 def shows_at_the_outline(
-    image: Float[np.ndarray, "H W 3"], alpha: Float[np.ndarray, "H W"], limb: Int[np.ndarray, "H W"]
-) -> np.ndarray:
-    """Pixels of the torso whose colour also shows on the flanks at about that height, [H W] bool; true elsewhere.
+    image: Float[np.ndarray, "H W 3"],
+    alpha: Float[np.ndarray, "H W"],
+    limb: Int[np.ndarray, "H W"],
+    covered: Bool[np.ndarray, "H W"],
+) -> Bool[np.ndarray, "H W"]:
+    """Pixels of the torso whose colour also shows on the flanks at about that height; true elsewhere.
 
     What is on a person's chest but not on the flanks (a tie, a print, the skin in a neckline) is not on the back.
+    ``covered``: as ``hangs_from_the_head`` has it; neither such a pixel nor what only it shows is on the back.
     """
     trunk = (limb == PARTS.index("torso")) & (alpha > 0.9)
     shows = np.ones(limb.shape, bool)
     rows = np.nonzero(trunk.any(1))[0]
     if len(rows) == 0:
-        return shows
+        return ~covered
     first_column = np.where(trunk.any(1), trunk.argmax(1), 0)
     last_column = np.where(trunk.any(1), trunk.shape[1] - 1 - trunk[:, ::-1].argmax(1), -1)
     column = np.arange(trunk.shape[1])
     from_side = np.minimum(column - first_column[:, None], last_column[:, None] - column)
     width = last_column - first_column + 1
-    ring = trunk & (from_side >= EDGE_PX) & (from_side < np.maximum(6.0, RING * width)[:, None])
+    ring = trunk & ~covered & (from_side >= EDGE_PX) & (from_side < np.maximum(6.0, RING * width)[:, None])
     lab = cv2.cvtColor(np.clip(image, 0, 1).astype(np.float32), cv2.COLOR_RGB2LAB)
     reach = max(4, round(0.12 * np.percentile(width[rows], 75)))
     for first in range(rows.min(), rows.max() + 1, reach):
@@ -209,7 +217,60 @@ def shows_at_the_outline(
         if same.size and same.mean() > 0.5:
             shows[band][trunk[band]] = same
     odd = cv2.dilate((~shows).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
-    return ~(odd & trunk)
+    return ~(odd & trunk | covered)
+
+
+def hangs_from_the_head(
+    image: Float[np.ndarray, "H W 3"],
+    alpha: Float[np.ndarray, "H W"],
+    limb: Int[np.ndarray, "H W"],
+    face: Bool[np.ndarray, "H W"],
+) -> Bool[np.ndarray, "H W"]:
+    """Pixels of trunk and upper arms that hair or a scarf covers, and those of the trunk in a neckline.
+
+    They join on to the head: hair in a colour that the lower trunk has nowhere, skin in a colour of the face. None of
+    that is on the back at that place.
+
+    Args:
+        face: pixels that show the face.
+    """
+    torso, upper_arm, neck, head = ((limb == PARTS.index(name)) & (alpha > 0.9)
+                                    for name in ("torso", "upper_arm", "neck", "head"))  # fmt: skip
+    lab = cv2.cvtColor(np.clip(image, 0, 1).astype(np.float32), cv2.COLOR_RGB2LAB)
+    near_head = cv2.dilate(head.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+
+    def joined(odd: np.ndarray, where: np.ndarray) -> np.ndarray:
+        """What of ``odd`` in ``where`` joins on to the head and is too narrow for a garment."""
+        odd = cv2.morphologyEx(odd.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+        labels = cv2.connectedComponents(odd, connectivity=8)[1]
+        found = np.isin(labels, np.setdiff1d(labels[near_head], 0)) & where
+        found[found.sum(1) > GARMENT_SHARE * where.sum(1)] = False
+        return found
+
+    lower, rows = torso.copy(), np.nonzero(torso.any(1))[0]
+    if len(rows):
+        lower[: round(rows[0] + LOWER_TRUNK * (rows[-1] - rows[0]))] = False
+    if lower.sum() < 100:
+        return np.zeros(limb.shape, bool)
+    dressed = torso | upper_arm
+    hangs = joined(~_coloured_like(lab, lower, HANGING_LAB) & (dressed | neck), dressed)
+    skin = face.copy()
+    skin[face] = np.linalg.norm(lab[face] - np.median(lab[face], axis=0), axis=1) < SKIN_LAB if face.any() else False
+    skin = joined(_coloured_like(lab, skin, SAME_LAB) & (torso | neck), torso)
+    if not (skin & lower).any():  # else the garment has the colour of skin
+        hangs |= skin
+    return cv2.dilate(hangs.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+
+
+def _coloured_like(
+    lab: Float[np.ndarray, "H W 3"], some: Bool[np.ndarray, "H W"], limit: float
+) -> Bool[np.ndarray, "H W"]:
+    """Pixels whose colour several of ``some`` have to within ``limit``; one stray pixel is not enough."""
+    lenders = lab[some]
+    if len(lenders) < 100:
+        return np.zeros(some.shape, bool)
+    distance, _ = cKDTree(lenders[:: max(1, len(lenders) // 4000)]).query(lab.reshape(-1, 3), k=8)
+    return (distance[:, -1] < limit).reshape(some.shape)
 
 
 def is_face(

@@ -3,7 +3,7 @@
     python -m hdx_cli.training.lifting_data --generator DIR --out SAMPLES --first 0 --count 2000
 
 ``--generator`` is the folder of a generator of clothed people on the Anny skeleton (``make_humans.py``, ``rast.py``,
-``body.py``); people are made in memory, three seconds each. Every person becomes one .npz of arrays over their photos;
+``body.py``); people are made in memory, one to two seconds each. Every person becomes one .npz of arrays over their photos;
 a file that is there is left as it is. ``train_lifting`` reads them.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,9 @@ DEPTH_MIDDLE, DEPTH_STEPS_PER_M = 128, 127  # 8 bits: 1 to 255, 0 where nothing 
 TEXTURE, AO_DIRECTIONS, AO_SIZE, SHADOW_SIZE = 512, 14, 160, 640  # enough for such small photos
 ESTIMATED_EVERY = 4  # of that many people one photo is cut out by preprocessing, the others exactly
 HIPS = [23, 24]  # among the landmarks
+LIMBS = [f"{part}.{side}" for part in ("upperarm01", "lowerarm01", "upperleg01", "foot") for side in "LR"]
+SPINE = ["root", "spine05", "spine03", "spine01"]
+KNEES = ["lowerleg01.L", "lowerleg01.R"]
 
 
 @cache
@@ -147,6 +151,27 @@ def samples_of(generator: tuple[ModuleType, ModuleType], body, number: int, phot
     return made
 
 
+def loosened(make_humans: ModuleType, share: float) -> Callable:
+    """The generator's ``sample_pose``, whose poses are few kinds, with that share of them pulled about.
+
+    Limbs turn about random axes by a normal angle of 4 to 14 degrees, the trunk by a third of that; knees only bend.
+    """
+    sample_pose, turn = make_humans.sample_pose, make_humans.rotv
+
+    def sample(rng: np.random.RandomState, *arguments, **options):
+        kind, base, rotations = sample_pose(rng, *arguments, **options)
+        if rng.rand() < share:
+            strength = rng.uniform(4, 14)
+            more = {bone: turn(rng.normal(size=3), rng.normal(0, strength)) for bone in LIMBS}
+            more |= {bone: turn(rng.normal(size=3), rng.normal(0, strength / 3)) for bone in SPINE}
+            more |= {bone: turn(make_humans.X_, abs(rng.normal(0, 1.5 * strength))) for bone in KNEES}
+            for bone, rotation in more.items():
+                rotations[bone] = rotation @ rotations.get(bone, np.eye(3))
+        return kind, base, rotations
+
+    return sample
+
+
 def _at_most(texture: UInt8[np.ndarray, "H W C"], size: int) -> UInt8[np.ndarray, "h w C"]:
     share = size / max(texture.shape[:2])
     if share >= 1:
@@ -162,6 +187,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--every", type=int, default=1, help="take every n-th person only, to share work")
     parser.add_argument("--photos", type=int, default=4, help="per person")
+    parser.add_argument("--loosened", type=float, default=0.0, help="share of the poses that are pulled about")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sys.path.insert(0, str(arguments.generator))
@@ -170,6 +196,7 @@ def main() -> None:
     import rast
 
     arguments.out.mkdir(parents=True, exist_ok=True)
+    make_humans.sample_pose = loosened(make_humans, arguments.loosened)
     body = generator_body.Body()
     for number in range(arguments.first, arguments.first + arguments.count, arguments.every):
         target = arguments.out / f"{number}.npz"

@@ -2,7 +2,8 @@
 
     python -m hdx_cli.training.train_lifting --samples SAMPLES --out lifting.safetensors --bf16 --minutes 60
 
-SAMPLES is made by ``hdx_cli.training.lifting_data``. People numbered below ``--validation`` are kept for validation.
+SAMPLES is made by ``hdx_cli.training.lifting_data``, which may still be at it: at every checkpoint the people made since
+join in. People numbered below ``--validation`` are kept for validation.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ def gather(samples: Path) -> dict[str, np.ndarray]:
         with np.load(path) as archive:
             rows.append({name: archive[name] for name in names})
     return {name: np.concatenate([row.pop(name) for row in rows]) for name in names}
+
+
+def gathered(samples: Path, validation: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """``gather`` of the people numbered from ``validation`` on, and of those below."""
+    arrays = gather(samples)
+    kept_back = arrays["person"] < validation
+    return tuple({name: value[rows] for name, value in arrays.items()} for rows in (~kept_back, kept_back))
 
 
 def inputs_of(batch: dict[str, np.ndarray]) -> tuple[Inputs, Float[Tensor, "B N 3"]]:
@@ -181,11 +189,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     rng = np.random.default_rng(arguments.seed)
-    arrays = gather(arguments.samples)
-    kept_back = arrays["person"] < arguments.validation
-    valid = {name: value[kept_back] for name, value in arrays.items()}
-    train = {name: value[~kept_back] for name, value in arrays.items()}
-    del arrays
+    train, valid = gathered(arguments.samples, arguments.validation)
     net = lifting.load_net(arguments.start, lock=None) if arguments.start else LiftingNet()
     mean = {name: value.detach().clone() for name, value in net.state_dict().items()}
     optimizer = torch.optim.AdamW(net.parameters(), arguments.rate, weight_decay=0.02)
@@ -213,9 +217,11 @@ def main() -> None:
             averaged.load_state_dict(mean)
             lifting.save_net(arguments.out, averaged)
             print(
-                f"{told - started:.0f} s, step {step}, loss {loss.item():.3f}, {report(averaged, valid)}",
+                f"{told - started:.0f} s, step {step}, {len(train['true'])} photos, loss {loss.item():.3f}, "
+                f"{report(averaged, valid)}",
                 flush=True,
             )
+            train, valid = gathered(arguments.samples, arguments.validation)
     averaged = LiftingNet(**net.config)
     averaged.load_state_dict(mean)
     lifting.save_net(arguments.out, averaged)
