@@ -1,6 +1,8 @@
+import cv2
 import numpy as np
 import pytest
 import torch
+import trimesh
 from toy import ToyBody, toy_fit, toy_photo
 
 from hdx_cli.avatars import surface, unseen
@@ -9,7 +11,7 @@ from hdx_cli.avatars.explicit import Settings, fit_coarse, person_window, withou
 from hdx_cli.bodies.base import PARTS, posed_vertices
 from hdx_cli.camera import orbit_of
 from hdx_cli.errors import InputRejected
-from hdx_cli.mesh import depth_buffer, vertex_normals
+from hdx_cli.mesh import depth_buffer, project, vertex_normals
 from hdx_cli.rasterize import rasterize
 
 SMALL = Settings(gaussians=6000, iterations=8)
@@ -105,6 +107,61 @@ def test_beyond_a_garment_lies_its_mirror_image_at_the_same_height():
     lent[0] = False
     y, x = unseen.mirrored_into(lent, np.array([0, 3]), np.array([5, 6]), down=True)
     np.testing.assert_array_equal(np.stack([y, x]), [[2, 2], [5, 6]])  # a collar's edge, and a hem's
+
+
+def boxes(arm_m: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices, faces and parts of a trunk, 0.4 m wide with its front at z = 0.1, and of an arm before its right third
+    whose front is ``arm_m`` behind that."""
+    trunk = trimesh.creation.box([0.4, 1.0, 0.2]).subdivide().subdivide().subdivide()
+    arm = trimesh.creation.box([0.08, 0.8, 0.08], trimesh.transformations.translation_matrix([0.1, 0, 0.06 - arm_m]))
+    parts = np.repeat([PARTS.index("torso"), PARTS.index("lower_arm")], [len(trunk.vertices), len(arm.vertices)])
+    both = trimesh.util.concatenate([trunk, arm])
+    return np.asarray(both.vertices), np.asarray(both.faces), parts
+
+
+@pytest.mark.parametrize(("arm_m", "raised"), [(0.05, True), (0.15, False)])
+def test_an_arm_in_the_flank_is_seen_and_the_flank_gives_way(arm_m, raised):
+    vertices, faces, parts = boxes(arm_m)
+    camera = toy_fit(240).camera
+    middle = camera.positions()[0].double().numpy() * [1, 1, 0]
+    vertices = vertices + middle
+    before = depth_buffer(vertices, faces, camera)
+    buffer, sunk = surface.arms_in_front(before, vertices, faces, parts, camera)
+    assert sunk.any() == raised
+    np.testing.assert_array_equal(buffer.depth[~sunk], before.depth[~sunk])
+    alpha = before.covered.astype(np.float32)
+    normals = vertex_normals(vertices, faces)
+    unseen_of = [surface.unseen_points(vertices, normals, faces, buffer, hidden, alpha, camera, 20000, np.random.default_rng(0))[0]
+                 for hidden in (sunk, np.zeros_like(sunk))]  # fmt: skip
+    if not raised:
+        return
+    assert (parts[faces[buffer.face[sunk], 0]] == PARTS.index("lower_arm")).all()
+    behind = buffer.depth[sunk] - before.depth[sunk]
+    np.testing.assert_allclose([behind.min(), np.median(behind)], arm_m, atol=1e-6)
+    # what was before the arm is right beside it, and nothing of the trunk is before it
+    points, as_it_was = (found.select(parts[found.vertices[:, 0]] == PARTS.index("torso")) for found in unseen_of)
+    pixels, depth = project(points.means, camera)
+    column, row = pixels.astype(int).T
+    inner = cv2.erode(sunk.astype(np.uint8), np.ones((3, 3), np.uint8))[row, column] > 0
+    assert (depth[inner] > buffer.depth[row, column][inner] - 1e-6).all()
+    beside = cv2.dilate(sunk.astype(np.uint8), np.ones((3, 3), np.uint8))[row, column] > 0
+    assert (beside & ~sunk[row, column]).sum() > 100 and len(points) > len(as_it_was) + 100
+
+
+def test_the_trunk_beside_an_arm_lends_no_colour_of_the_arm():
+    limb = np.full((80, 80), PARTS.index("torso"))
+    limb[:, :10] = PARTS.index("lower_arm")
+    image = np.tile(np.array([0.9, 0.9, 0.9], np.float32), (80, 80, 1))
+    image[:, :16] = [0.8, 0.5, 0.4]  # the arm is wider than the body's
+    alpha, nothing = np.ones((80, 80), np.float32), np.zeros((80, 80), bool)
+    doubtful = unseen.beside_an_arm(image, alpha, limb, nothing, px_per_m=200.0)
+    assert doubtful[:, 10:16].all() and not doubtful[:, 18:].any() and not doubtful[:, :10].any()
+    image[:, 30:36] = [0.8, 0.5, 0.4]  # the trunk has that colour too
+    assert not unseen.beside_an_arm(image, alpha, limb, nothing, px_per_m=200.0).any()
+    sunk = nothing.copy()
+    sunk[40, 40] = True
+    doubtful = unseen.beside_an_arm(image, alpha, limb, sunk, px_per_m=200.0)
+    assert doubtful[40, 37:44].all() and not doubtful[40, 45:].any()
 
 
 def test_see_through_copies_what_lies_in_front_and_never_another_limb():

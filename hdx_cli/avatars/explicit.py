@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ..bodies.base import PARTS, BodyFit, BodyModel, joint_transforms, skin
 from ..camera import Cameras
@@ -98,6 +98,7 @@ class Draft:
         camera, rgb, alpha: the window of the photo that holds the person [H W 3], [H W].
         outward: displacement of the clothes [V] metres; vertices: the clothed body in the photo's pose [V 3] metres.
         buffer: the clothed body's depth in the photo; limb: body part of every pixel, -1 off the person [H W].
+        sunk: where the buffer has an arm that lay in the flank [H W].
         sheet, cells, seen, seen_rgb: the photo's pixels on the body, as squares, as P points, and their colours [P 3].
         bell: the skirt, if there is one.
     """
@@ -111,6 +112,7 @@ class Draft:
     outward: Float[np.ndarray, "V"]
     vertices: Float[np.ndarray, "V 3"]
     buffer: DepthBuffer
+    sunk: Bool[np.ndarray, "H W"]
     limb: Int[np.ndarray, "H W"]
     sheet: surface.Sheet
     cells: tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -133,6 +135,7 @@ def lay_on_body(
     outward = clothing.displacement(body_vertices, model.faces, model.parts, rest_normals[:, 2], camera, alpha)
     vertices = body_vertices + outward[:, None] * vertex_normals(body_vertices, model.faces)
     buffer = depth_buffer(vertices, model.faces, camera)
+    buffer, sunk = surface.arms_in_front(buffer, vertices, model.faces, model.parts, camera)
 
     progress.start("surface")
     sheet = surface.lift(buffer, alpha)
@@ -144,7 +147,7 @@ def lay_on_body(
     cells = surface.adaptive_cells(rgb, sheet.depth, alpha, detail, round(settings.gaussians * SEEN_SHARE))
     seen = surface.seen_points(sheet, buffer, model.faces, camera, cells)
     return Draft(
-        rest, rest_normals, transforms, camera, rgb, alpha, outward, vertices, buffer, limb, sheet, cells, seen,
+        rest, rest_normals, transforms, camera, rgb, alpha, outward, vertices, buffer, sunk, limb, sheet, cells, seen,
         _cell_colours(rgb, alpha, cells), bell,
     )  # fmt: skip
 
@@ -171,7 +174,7 @@ def fit_coarse(
     draft = draft or lay_on_body(observation, fit, model, settings, progress)
     camera, rgb, alpha, seen = draft.camera, draft.rgb, draft.alpha, draft.seen
     hidden, slanting = surface.unseen_points(
-        draft.vertices, vertex_normals(draft.vertices, model.faces), model.faces, draft.buffer, alpha, camera,
+        draft.vertices, vertex_normals(draft.vertices, model.faces), model.faces, draft.buffer, draft.sunk, alpha, camera,
         max(1000, round(settings.gaussians * (1 - SEEN_SHARE))), rng,
     )  # fmt: skip
     behind, behind_of = surface.back_of_sheet(draft.sheet, seen, camera)
@@ -305,8 +308,10 @@ def unseen_colours(
     seen, seen_rgb = draft.seen, draft.seen_rgb
     parts = [parts_of(model, p) for p in (seen, hidden)]
     canonical = [np.einsum("pk,pka->pa", p.barycentric, draft.rest.vertices[p.vertices]) for p in (seen, hidden)]
+    px_per_m = float(draft.camera.Ks[0, 0, 0] / np.nanmedian(draft.sheet.depth))
+    doubtful = unseen.beside_an_arm(draft.rgb, draft.alpha, draft.limb, draft.sunk, px_per_m)
     colours = _far_colours(
-        draft.rgb, draft.alpha, draft.limb, seen, seen_rgb, hidden, parts, canonical, draft.rest_normals,
+        draft.rgb, draft.alpha, draft.limb, doubtful, seen, seen_rgb, hidden, parts, canonical, draft.rest_normals,
         draft.rest.vertices[model.parts == HEAD],
     )  # fmt: skip
     if slanting.any():
@@ -316,7 +321,9 @@ def unseen_colours(
     return colours
 
 
-def _far_colours(rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, rest_normals, head_vertices) -> np.ndarray:
+def _far_colours(
+    rgb, alpha, limb, doubtful, seen, seen_rgb, hidden, parts, canonical, rest_normals, head_vertices
+) -> np.ndarray:
     seen_parts, hidden_parts = parts
     low, high = float(head_vertices[:, 1].min()), float(head_vertices[:, 1].max())
     seen_normals = np.einsum("pk,pka->pa", seen.barycentric, rest_normals[seen.vertices])
@@ -325,7 +332,7 @@ def _far_colours(rgb, alpha, limb, seen, seen_rgb, hidden, parts, canonical, res
     pixels = seen.pixels[face].astype(int)
     face_pixels = np.zeros(limb.shape, bool)
     face_pixels[pixels[:, 1], pixels[:, 0]] = True
-    covered = unseen.hangs_from_the_head(rgb, alpha, limb, face_pixels)
+    covered = doubtful | unseen.hangs_from_the_head(rgb, alpha, limb, face_pixels)
     lends = (alpha > 0.9) & unseen.shows_at_the_outline(rgb, alpha, limb, covered) & ~face_pixels
     colours = unseen.see_through(rgb, limb, lends, hidden.pixels, hidden_parts)
     nape = hidden_parts == PARTS.index("neck")

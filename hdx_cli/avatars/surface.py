@@ -11,9 +11,10 @@ import scipy.sparse.linalg as sparse_linalg
 from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
+from ..bodies.base import PARTS
 from ..camera import Cameras
 from ..errors import InputRejected
-from ..mesh import DepthBuffer, project, sample_surface, unproject
+from ..mesh import DepthBuffer, depth_buffer, project, sample_surface, unproject
 
 MATTE_FLOOR = 0.2  # pixels with less of the person in them make no Gaussian
 STEEPEST = (
@@ -22,6 +23,7 @@ STEEPEST = (
 JUMP_M = 0.04  # neighbouring pixels further apart in depth belong to different limbs
 FLATNESS = 0.25  # thickness of a Gaussian in pixel sizes
 LIMBS_APART_M = 0.12  # what rides on surfaces this far apart in depth hangs together with neither: no ramp between them
+SUNK_M = 0.08  # an arm behind one's back is further behind the belly than this
 GRAZING_COSINE = 0.35  # the sheet has gaps where the surface turns further from the camera than this
 RIM = 1.8  # standard deviations of a disc that end at the matte's edge
 OVERHANG_M = 0.035  # the clothed body may miss the matte's edge by this much, at a jacket's hem for one
@@ -70,6 +72,31 @@ class Sheet:
     on_body: np.ndarray
 
 
+def arms_in_front(
+    buffer: DepthBuffer,
+    vertices: Float[np.ndarray, "V 3"],
+    faces: Int[np.ndarray, "F 3"],
+    parts: Int[np.ndarray, "V"],
+    camera: Cameras,
+) -> tuple[DepthBuffer, Bool[np.ndarray, "H W"]]:
+    """The depth buffer with the arms in place of a trunk that hides them by less than ``SUNK_M``, and where that is.
+
+    Clothes that reach the matte's edge beside an arm, and a pose that is some centimetres off, sink an arm into the
+    flank; the photo would then paint the flank with the arm. ``unseen_points`` narrows the flank.
+    """
+    arms, trunk = (np.isin(parts, [PARTS.index(name) for name in names])
+                   for names in (("upper_arm", "lower_arm", "hand"), ("torso", "upper_leg", "lower_leg")))  # fmt: skip
+    index = np.nonzero(arms[faces].all(axis=1))[0]
+    arm = depth_buffer(vertices, faces[index], camera)
+    sunk = arm.covered & buffer.covered & trunk[faces[buffer.face, 0]] & (arm.depth < buffer.depth + SUNK_M)
+    raised = DepthBuffer(
+        np.where(sunk, arm.depth, buffer.depth),
+        np.where(sunk, index[arm.face], buffer.face),
+        np.where(sunk[..., None], arm.barycentric, buffer.barycentric),
+    )
+    return raised, sunk
+
+
 def lift(buffer: DepthBuffer, alpha: Float[np.ndarray, "H W"]) -> Sheet:
     """Depth for every pixel of the matte: the clothed body's where it covers the pixel, and its harmonic continuation
     (Laplace's equation, free at the matte's edge) over what sticks out: hems, hair, bags, hats. What is nearest to a
@@ -87,16 +114,20 @@ def lift(buffer: DepthBuffer, alpha: Float[np.ndarray, "H W"]) -> Sheet:
             code="E_BODY",
         )
     depth = np.where(on_body, buffer.depth, np.nan)
-    _, labels = cv2.distanceTransformWithLabels(
-        (~on_body).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    seed_y, seed_x = np.nonzero(on_body)
-    by_label = np.zeros(labels.max() + 1, np.int64)
-    by_label[labels[seed_y, seed_x]] = np.arange(len(seed_y))
-    owner = by_label[labels]
-    owner_y, owner_x = seed_y[owner], seed_x[owner]
+    owner_y, owner_x = nearest_pixels(on_body)
     depth = _continue_harmonically(depth, inside, depth[owner_y, owner_x])
     return Sheet(depth, owner_y, owner_x, on_body)
+
+
+def nearest_pixels(mask: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "H W"], Int[np.ndarray, "H W"]]:
+    """Row and column of the pixel of ``mask`` that is nearest to every pixel."""
+    _, labels = cv2.distanceTransformWithLabels(
+        (~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    rows, columns = np.nonzero(mask)
+    by_label = np.zeros(labels.max() + 1, np.int64)
+    by_label[labels[rows, columns]] = np.arange(len(rows))
+    return rows[by_label[labels]], columns[by_label[labels]]
 
 
 def _continue_harmonically(depth: np.ndarray, inside: np.ndarray, guess: np.ndarray) -> np.ndarray:
@@ -259,6 +290,7 @@ def unseen_points(
     normals: Float[np.ndarray, "V 3"],
     faces: Int[np.ndarray, "F 3"],
     buffer: DepthBuffer,
+    sunk: Bool[np.ndarray, "H W"],
     alpha: Float[np.ndarray, "H W"],
     camera: Cameras,
     count: int,
@@ -266,8 +298,9 @@ def unseen_points(
 ) -> tuple[Points, np.ndarray]:
     """About ``count`` Gaussians spread over the part of the clothed body that the photo shows not at all or too slantingly.
 
-    Left out are points on the sheet, and points that would stick out of the matte in the photo. Also returns which of the
-    points are merely slanting [P] bool.
+    Left out are points on the sheet, and points that would stick out of the matte in the photo. What lies before a
+    ``sunk`` arm is moved sideways until it does not: the flank's curve becomes the trunk's side. Also returns which of
+    the points are merely slanting [P] bool.
     """
     # half of a closed surface is seen, so twice as many candidates
     index, barycentric = sample_surface(vertices, faces, 2 * count, rng)
@@ -283,9 +316,14 @@ def unseen_points(
     distance_px = signed_distance(alpha)
     inside_px = distance_px[row, column]
     outside = framed & (inside_px * pixel_m < -OVERHANG_M)
+    shown = buffer.depth[row, column]
+    before = framed & sunk[row, column] & (depth < shown - 0.01)
+    if before.any() and (clear := buffer.covered & ~sunk).any():
+        edge_row, edge_column = (nearest[row[before], column[before]] for nearest in nearest_pixels(clear))
+        means[before] = unproject(edge_column + 0.5, edge_row + 0.5, depth[before], camera)
     rays = camera.positions()[0].double().numpy() - means
     cosine = np.einsum("pa,pa->p", normals, rays / np.linalg.norm(rays, axis=1, keepdims=True))
-    hidden = (depth > buffer.depth[row, column] + 0.01) | (cosine < 0) | ~framed
+    hidden = (depth > shown + 0.01) | before | (cosine < 0) | ~framed
     unseen = ~outside & (hidden | (cosine < GRAZING_COSINE))
 
     corners = vertices[faces]

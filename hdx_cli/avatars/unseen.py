@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from ..bodies.base import PARTS
+from .surface import nearest_pixels
 
 # limbs that usually wear the same garment lend one another colours where they lie right behind one another
 LENDERS = {
@@ -44,6 +45,7 @@ CORE_PX = (6, 4, 2)  # a body that fits to a hand's breadth takes some pixels of
 MIRRORED = (0.25, 0.5, 1.0)  # how far into a garment its mirror image lies, in distances to its edge; the last counts
 HAIR_NEIGHBOURS = 16
 RING = 0.18  # how far the flanks reach inwards, in trunk widths
+BESIDE_M, OFF_M = 0.06, 0.02
 HANGING_LAB = 12.0  # a colour further than this from all the lower trunk's is not the garment's
 LOWER_TRUNK = 0.45  # begins that far down the trunk: longer hair is rare
 GARMENT_SHARE = 0.7  # what takes more of a row than this is a yoke or a coloured block, not hair
@@ -94,12 +96,7 @@ def mirrored_into(
     height, where the garment is the same; one that lies outside too is brought nearer to the edge, and at last onto it.
     ``down``: what lies above the edge is mirrored down as well, as a collar's edge wants it.
     """
-    _, labels = cv2.distanceTransformWithLabels(
-        (~lent).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    nearest = np.zeros((labels.max() + 1, 2), np.int64)
-    nearest[labels[lent]] = np.argwhere(lent)
-    edge = nearest[labels[row, column]]
+    edge = np.stack([nearest[row, column] for nearest in nearest_pixels(lent)], axis=1)
     found, beyond = edge.copy(), edge - np.stack([row, column], axis=1)
     beyond[:, 0] = np.maximum(beyond[:, 0], 0) * down
     for share in MIRRORED:
@@ -269,8 +266,34 @@ def _coloured_like(
     lenders = lab[some]
     if len(lenders) < 100:
         return np.zeros(some.shape, bool)
-    distance, _ = cKDTree(lenders[:: max(1, len(lenders) // 4000)]).query(lab.reshape(-1, 3), k=8)
-    return (distance[:, -1] < limit).reshape(some.shape)
+    distance, _ = cKDTree(lenders[:: max(1, len(lenders) // 4000)]).query(lab.reshape(-1, 3), k=[8])
+    return (distance[:, 0] < limit).reshape(some.shape)
+
+
+def beside_an_arm(
+    image: Float[np.ndarray, "H W 3"],
+    alpha: Float[np.ndarray, "H W"],
+    limb: Int[np.ndarray, "H W"],
+    sunk: Bool[np.ndarray, "H W"],
+    px_per_m: float,
+) -> Bool[np.ndarray, "H W"]:
+    """Pixels of the trunk that may show an arm, for a pose is often some centimetres off.
+
+    They are beside an arm and have its colour, and one that the trunk has nowhere around; or they are close to where an
+    arm was ``sunk`` (``surface.arms_in_front``).
+    """
+    solid = alpha > 0.9
+    lab = cv2.cvtColor(np.clip(image, 0, 1).astype(np.float32), cv2.COLOR_RGB2LAB)
+    trunk = np.isin(limb, [PARTS.index(name) for name in ("torso", "upper_leg")]) & solid
+    doubtful = cv2.distanceTransform((~sunk).astype(np.uint8), cv2.DIST_L2, 5) < OFF_M * px_per_m
+    for names in (("upper_arm",), ("lower_arm", "hand")):
+        arms = np.isin(limb, [PARTS.index(name) for name in names]) & solid
+        away_m = cv2.distanceTransform((~arms).astype(np.uint8), cv2.DIST_L2, 5) / px_per_m
+        beside, around = trunk & (away_m <= BESIDE_M), trunk & (away_m > BESIDE_M) & (away_m < 2 * BESIDE_M)
+        if around.any():
+            stray = beside & _coloured_like(lab, arms, SAME_LAB) & ~_coloured_like(lab, around, SAME_LAB)
+            doubtful |= cv2.dilate(stray.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    return doubtful & trunk
 
 
 def is_face(
