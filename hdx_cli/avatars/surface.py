@@ -89,10 +89,10 @@ def arms_in_front(
     index = np.nonzero(arms[faces].all(axis=1))[0]
     arm = depth_buffer(vertices, faces[index], camera)
     sunk = arm.covered & buffer.covered & trunk[faces[buffer.face, 0]] & (arm.depth < buffer.depth + SUNK_M)
+    face = buffer.face.copy()
+    face[sunk] = index[arm.face[sunk]]
     raised = DepthBuffer(
-        np.where(sunk, arm.depth, buffer.depth),
-        np.where(sunk, index[arm.face], buffer.face),
-        np.where(sunk[..., None], arm.barycentric, buffer.barycentric),
+        np.where(sunk, arm.depth, buffer.depth), face, np.where(sunk[..., None], arm.barycentric, buffer.barycentric)
     )
     return raised, sunk
 
