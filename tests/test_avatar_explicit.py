@@ -211,6 +211,9 @@ def test_hair_and_a_neckline_are_not_on_the_back_and_a_coloured_yoke_is():
     found = hangs((slice(20, 34), slice(15, 25), skin), (slice(60, 64), everything, skin))  # the belly shows too
     assert found[22:34, 15:25].all() and not found[40:].any()
     assert not hangs((slice(20, 90), slice(12, 28), skin)).any()  # a garment in the colour of skin
+    limb[20:, :10] = PARTS.index("upper_arm")
+    assert hangs((slice(20, 34), slice(15, 25), skin)).any()
+    assert not hangs((slice(20, 34), slice(4, 25), skin)).any()  # a bare shoulder
 
 
 def test_coarse_avatar_reproduces_the_photo_and_closes_the_back(model):

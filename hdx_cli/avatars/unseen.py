@@ -237,12 +237,13 @@ def hangs_from_the_head(
     near_head = cv2.dilate(head.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
 
     def joined(odd: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """What of ``odd`` in ``where`` joins on to the head and is too narrow for a garment."""
+        """What of ``odd`` in ``where`` joins on to the head."""
         odd = cv2.morphologyEx(odd.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
         labels = cv2.connectedComponents(odd, connectivity=8)[1]
-        found = np.isin(labels, np.setdiff1d(labels[near_head], 0)) & where
-        found[found.sum(1) > GARMENT_SHARE * where.sum(1)] = False
-        return found
+        return np.isin(labels, np.setdiff1d(labels[near_head], 0)) & where
+
+    def narrow(found: np.ndarray, where: np.ndarray) -> np.ndarray:
+        return found & (found.sum(1) <= GARMENT_SHARE * where.sum(1))[:, None]
 
     lower, rows = torso.copy(), np.nonzero(torso.any(1))[0]
     if len(rows):
@@ -250,12 +251,15 @@ def hangs_from_the_head(
     if lower.sum() < 100:
         return np.zeros(limb.shape, bool)
     dressed = torso | upper_arm
-    hangs = joined(~_coloured_like(lab, lower, HANGING_LAB) & (dressed | neck), dressed)
+    hangs = narrow(joined(~_coloured_like(lab, lower, HANGING_LAB) & (dressed | neck), dressed), dressed)
     skin = face.copy()
-    skin[face] = np.linalg.norm(lab[face] - np.median(lab[face], axis=0), axis=1) < SKIN_LAB if face.any() else False
+    if face.any():
+        skin[face] = np.linalg.norm(lab[face] - np.median(lab[face], axis=0), axis=1) < SKIN_LAB
     skin = joined(_coloured_like(lab, skin, SAME_LAB) & (torso | neck), torso)
     if not (skin & lower).any():  # else the garment has the colour of skin
-        hangs |= skin
+        if (cv2.dilate(skin.astype(np.uint8), np.ones((7, 7), np.uint8))[upper_arm] > 0).any():
+            return np.zeros(limb.shape, bool)  # bare shoulders: so is the back
+        hangs |= narrow(skin, torso)
     return cv2.dilate(hangs.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
 
 
