@@ -92,23 +92,25 @@ def test_svd_at_the_size_of_the_paper():
             super().__init__((1, 1, 1, 1))
 
     model = empty(config, FourLatents().to("meta"))
-    hooks, total = [], 0.0
+    hooks, layers = [], {"convolution": 0.0, "linear": 0.0}
 
     def add(module, given, made):
-        nonlocal total
         per_output = module.weight.numel() / module.weight.shape[0]
-        total += 2 * per_output * made.numel()
+        layers["linear" if isinstance(module, nn.Linear) else "convolution"] += 2 * per_output * made.numel()
 
     for module in model.unet.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Linear)):
             hooks.append(module.register_forward_hook(add))
     work = costs.unet_step(model, 960, 640)
-    assert work.operations["convolution"] + work.operations["matmul"] == pytest.approx(total, rel=1e-3)
+    assert work.operations["convolution"] == pytest.approx(layers["convolution"], rel=1e-6)
     attention = sum(
         4 * 19 * (9600 >> (2 * level)) ** 2 * width * sites
         for level, width, sites in ((0, 320, 5), (1, 640, 5), (2, 1280, 5), (3, 1280, 1))
     )
-    assert work.operations["attention"] == pytest.approx(attention, rel=0.02)  # and the little of time and of tokens
+    # and the little of time and of tokens; torch runs a few of the linear layers as batched products, like attention
+    products = work.operations["matmul"] + work.operations["attention"]
+    assert products == pytest.approx(layers["linear"] + attention, rel=0.002)
+    assert work.operations["attention"] == pytest.approx(attention, rel=0.06)
     assert 60e12 < work.total < 70e12 and 5e9 < work.peak < 9e9
 
 
