@@ -251,11 +251,12 @@ def hangs_from_the_head(
     if lower.sum() < 100:
         return np.zeros(limb.shape, bool)
     dressed = torso | upper_arm
-    hangs = narrow(joined(~_coloured_like(lab, lower, HANGING_LAB) & (dressed | neck), dressed), dressed)
+    region = dressed | neck
+    hangs = narrow(joined(region & ~_coloured_like(lab, region, lower, HANGING_LAB), dressed), dressed)
     skin = face.copy()
     if face.any():
         skin[face] = np.linalg.norm(lab[face] - np.median(lab[face], axis=0), axis=1) < SKIN_LAB
-    skin = joined(_coloured_like(lab, skin, SAME_LAB) & (torso | neck), torso)
+    skin = joined(_coloured_like(lab, torso | neck, skin), torso)
     if not (skin & lower).any():  # else the garment has the colour of skin
         if (cv2.dilate(skin.astype(np.uint8), np.ones((7, 7), np.uint8))[upper_arm] > 0).any():
             return np.zeros(limb.shape, bool)  # bare shoulders: so is the back
@@ -264,14 +265,17 @@ def hangs_from_the_head(
 
 
 def _coloured_like(
-    lab: Float[np.ndarray, "H W 3"], some: Bool[np.ndarray, "H W"], limit: float
+    lab: Float[np.ndarray, "H W 3"],
+    where: Bool[np.ndarray, "H W"],
+    some: Bool[np.ndarray, "H W"],
+    limit: float = SAME_LAB,
 ) -> Bool[np.ndarray, "H W"]:
-    """Pixels whose colour several of ``some`` have to within ``limit``; one stray pixel is not enough."""
-    lenders = lab[some]
-    if len(lenders) < 100:
-        return np.zeros(some.shape, bool)
-    distance, _ = cKDTree(lenders[:: max(1, len(lenders) // 4000)]).query(lab.reshape(-1, 3), k=[8])
-    return (distance[:, 0] < limit).reshape(some.shape)
+    """Pixels of ``where`` whose colour several of ``some`` have to within ``limit``; one stray pixel is not enough."""
+    like, lenders = np.zeros(where.shape, bool), lab[some]
+    if len(lenders) >= 100 and where.any():
+        tree = cKDTree(lenders[:: max(1, len(lenders) // 4000)])
+        like[where] = tree.query(lab[where], k=[8], distance_upper_bound=limit)[0][:, 0] < limit
+    return like
 
 
 def beside_an_arm(
@@ -295,7 +299,7 @@ def beside_an_arm(
         away_m = cv2.distanceTransform((~arms).astype(np.uint8), cv2.DIST_L2, 5) / px_per_m
         beside, around = trunk & (away_m <= BESIDE_M), trunk & (away_m > BESIDE_M) & (away_m < 2 * BESIDE_M)
         if around.any():
-            stray = beside & _coloured_like(lab, arms, SAME_LAB) & ~_coloured_like(lab, around, SAME_LAB)
+            stray = _coloured_like(lab, beside, arms) & ~_coloured_like(lab, beside, around)
             doubtful |= cv2.dilate(stray.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     return doubtful & trunk
 
