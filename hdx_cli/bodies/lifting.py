@@ -27,7 +27,8 @@ from .rig import BODY_DIRECTIONS, DIRECTIONS, POSE_LANDMARKS, mirrored_direction
 
 WEIGHTS = Path(__file__).with_name("lifting.safetensors")
 HEIGHT, WIDTH = 256, 192
-MARGIN = 1.12  # of the person's box
+MARGIN = 1.18  # of the person's box
+SMOOTH_PX = 0.6  # of the network's pixels; training resamples its pictures once more and so softens them
 GREY = 0.5  # stands where the matte is empty
 
 
@@ -160,8 +161,7 @@ def cropped(
     """The person over grey and the matte, resampled with ``crop``'s scale about its centre."""
     x, y, scale = crop
     picture = np.concatenate([rgb * alpha[..., None] + GREY * (1 - alpha[..., None]), alpha[..., None]], axis=2)
-    if scale < 1:  # blur first what warpAffine would skip
-        picture = cv2.GaussianBlur(picture, (0, 0), 0.4 / scale)
+    picture = cv2.GaussianBlur(picture, (0, 0), SMOOTH_PX / scale)
     matrix = np.array([[scale, 0, size[0] / 2 - scale * x], [0, scale, size[1] / 2 - scale * y]])
     border = (GREY, GREY, GREY, 0.0)
     return cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR, borderValue=border)
