@@ -129,12 +129,12 @@ def test_an_arm_in_the_flank_is_seen_and_the_flank_gives_way(arm_m, raised):
     buffer, sunk = surface.arms_in_front(before, vertices, faces, parts, camera)
     assert sunk.any() == raised
     np.testing.assert_array_equal(buffer.depth[~sunk], before.depth[~sunk])
+    if not raised:
+        return
     alpha = before.covered.astype(np.float32)
     normals = vertex_normals(vertices, faces)
     unseen_of = [surface.unseen_points(vertices, normals, faces, buffer, hidden, alpha, camera, 20000, np.random.default_rng(0))[0]
                  for hidden in (sunk, np.zeros_like(sunk))]  # fmt: skip
-    if not raised:
-        return
     assert (parts[faces[buffer.face[sunk], 0]] == PARTS.index("lower_arm")).all()
     behind = buffer.depth[sunk] - before.depth[sunk]
     np.testing.assert_allclose([behind.min(), np.median(behind)], arm_m, atol=1e-6)

@@ -110,7 +110,7 @@ def test_svd_at_the_size_of_the_paper():
     # and the little of time and of tokens; torch runs a few of the linear layers as batched products, like attention
     products = work.operations["matmul"] + work.operations["attention"]
     assert products == pytest.approx(layers["linear"] + attention, rel=0.002)
-    assert work.operations["attention"] == pytest.approx(attention, rel=0.06)
+    assert 0 <= layers["linear"] - work.operations["matmul"] < 0.03 * layers["linear"]
     assert 60e12 < work.total < 70e12 and 5e9 < work.peak < 9e9
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from ..camera import Cameras
 from ..mesh import depth_buffer
+from .surface import nearest_pixels
 
 HEIGHT, WIDTH = 192, 112
 MARGIN = 2.0  # free texels on every side
@@ -109,11 +110,8 @@ def layout(template: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) ->
         covered[side] = buffer.covered
         vertices[side] = faces[buffer.face]
         barycentric[side] = np.concatenate([1 - buffer.barycentric.sum(-1, keepdims=True), buffer.barycentric], -1)
-        _, label = cv2.distanceTransformWithLabels(
-            (~covered[side]).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-        )
-        number = np.zeros(label.max() + 1, np.int64)
-        number[label[covered[side]]] = before + np.arange(covered[side].sum())
-        fill[side] = number[label]
+        number = np.zeros((HEIGHT, WIDTH), np.int64)
+        number[covered[side]] = before + np.arange(covered[side].sum())
+        fill[side] = number[nearest_pixels(covered[side])]
         before += int(covered[side].sum())
     return Layout(position, template, vertices, barycentric, covered, fill)

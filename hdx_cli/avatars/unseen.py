@@ -54,6 +54,12 @@ SAME_LAB = 9.0  # colours closer than this in CIE Lab are of the same cloth
 DISTINCT_LAB = 14.0  # hair and skin closer than this in CIE Lab cannot be told apart by colour
 
 
+def cielab(rgb: Float[np.ndarray, "*S 3"]) -> Float[np.ndarray, "*S 3"]:
+    """CIE Lab (D65; L from 0 to 100) of sRGB-encoded colours in [0, 1]."""
+    flat = np.clip(rgb, 0, 1).astype(np.float32).reshape(1, -1, 3)
+    return cv2.cvtColor(flat, cv2.COLOR_RGB2LAB).reshape(rgb.shape)
+
+
 def see_through(
     image: Float[np.ndarray, "H W 3"],
     limb: Int[np.ndarray, "H W"],
@@ -198,7 +204,7 @@ def shows_at_the_outline(
     from_side = np.minimum(column - first_column[:, None], last_column[:, None] - column)
     width = last_column - first_column + 1
     ring = trunk & ~covered & (from_side >= EDGE_PX) & (from_side < np.maximum(6.0, RING * width)[:, None])
-    lab = cv2.cvtColor(np.clip(image, 0, 1).astype(np.float32), cv2.COLOR_RGB2LAB)
+    lab = cielab(image)
     reach = max(4, round(0.12 * np.percentile(width[rows], 75)))
     for first in range(rows.min(), rows.max() + 1, reach):
         band = slice(first, first + reach)
@@ -233,7 +239,7 @@ def hangs_from_the_head(
     """
     torso, upper_arm, neck, head = ((limb == PARTS.index(name)) & (alpha > 0.9)
                                     for name in ("torso", "upper_arm", "neck", "head"))  # fmt: skip
-    lab = cv2.cvtColor(np.clip(image, 0, 1).astype(np.float32), cv2.COLOR_RGB2LAB)
+    lab = cielab(image)
     near_head = cv2.dilate(head.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
 
     def joined(odd: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -291,7 +297,7 @@ def beside_an_arm(
     arm was ``sunk`` (``surface.arms_in_front``).
     """
     solid = alpha > 0.9
-    lab = cv2.cvtColor(np.clip(image, 0, 1).astype(np.float32), cv2.COLOR_RGB2LAB)
+    lab = cielab(image)
     trunk = np.isin(limb, [PARTS.index(name) for name in ("torso", "upper_leg")]) & solid
     doubtful = cv2.distanceTransform((~sunk).astype(np.uint8), cv2.DIST_L2, 5) < OFF_M * px_per_m
     for names in (("upper_arm",), ("lower_arm", "hand")):
@@ -339,7 +345,7 @@ def hair(
     usable = ~face
     crown = lenders[:, 1] > crown_m
     if crown.sum() > 20 and face.sum() > 20:
-        lab = cv2.cvtColor(np.clip(colours, 0, 1).astype(np.float32)[None], cv2.COLOR_RGB2LAB)[0]
+        lab = cielab(colours)
         crown_lab, face_lab = np.median(lab[crown], axis=0), np.median(lab[face], axis=0)
         # what lies high is hair or hat whatever its colour: a straw hat looks much like skin
         usable &= lenders[:, 1] > 0.6 * crown_m + 0.4 * centre_m[1]

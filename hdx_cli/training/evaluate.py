@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..avatars.unseen import cielab as lab
 from ..camera import Cameras
 from ..evaluation.metrics import (
     blurred,
@@ -74,11 +74,6 @@ def combined(
     """The view that the weights make of its blurs: a Wiener filter whose transfer function is a sum of Gaussians."""
     mixed = torch.einsum("k,khwc->hwc", torch.from_numpy(np.asarray(weights, np.float32)), stack)
     return (mixed[..., :3] + 1).clamp(0, 1), mixed[..., 3].clamp(0, 1)
-
-
-def lab(rgb: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "P 3"]:
-    """CIE Lab (D65; L from 0 to 100) of sRGB-encoded colours in [0, 1]."""
-    return cv2.cvtColor(np.clip(rgb, 0, 1).astype(np.float32)[None], cv2.COLOR_RGB2LAB)[0]
 
 
 def disc(camera: Cameras, centre: Float[np.ndarray, "3"], radius_m: float) -> Bool[np.ndarray, "H W"]:
